@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepcomp.pipeline import Report
+
 __all__ = ["BudgetError", "CaptureError", "DeepcompError", "FormatError", "InputError", "UsageError"]
 
 
@@ -26,4 +31,8 @@ class CaptureError(DeepcompError):
 
 
 class BudgetError(DeepcompError):
-    """A size or accuracy budget was not met."""
+    """A size or accuracy budget was not met; `report` tells of the nearest file, which was written."""
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report

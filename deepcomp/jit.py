@@ -21,6 +21,7 @@ __all__ = ["available", "pays", "use"]
 PRICE = 1.0  # seconds: import numba and load its cached kernels
 
 _spent = 0.0
+_bought = False
 _forced: bool | None = {"numba": True, "numpy": False}.get(os.environ.get("DEEPCOMP_JIT", ""))
 
 
@@ -31,13 +32,13 @@ def available() -> bool:
 
 def pays(seconds: float) -> bool:
     """Whether numba should do a piece of work that takes numpy about `seconds`."""
-    global _spent
+    global _spent, _bought
     if _forced is not None:
         return _forced and available()
-    if "deepcomp.entropy.kernels" in sys.modules:
-        return True
-    _spent += seconds
-    return _spent > PRICE and available()
+    if not _bought:
+        _spent += seconds
+        _bought = _spent > PRICE and available()
+    return _bought
 
 
 @contextmanager

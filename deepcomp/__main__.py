@@ -1,0 +1,7 @@
+"""`python -m deepcomp` is the command."""
+
+import sys
+
+from deepcomp.cli import main
+
+sys.exit(main())

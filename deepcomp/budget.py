@@ -1,0 +1,151 @@
+"""Budgets: the mildest settings that fit a size, the strongest that keep the quality, or the whole curve.
+
+A recipe names one setting as its dial, with values from mild to strong. Along them files shrink and
+quality falls, so a bisection finds the place in a few runs; every run is in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepcomp.container.writer import move, place
+from deepcomp.errors import BudgetError, UsageError
+from deepcomp.recipe import Recipe
+
+if TYPE_CHECKING:
+    from deepcomp.pipeline import Report
+
+__all__ = ["Budget", "search"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a file may cost.
+
+    Attributes
+    ----------
+    max_size : int, optional
+        Bytes the file may have.
+    max_drop : float, optional
+        How much worse the metric may get, in its own unit (percentage points of accuracy).
+    curve : path-like, optional
+        Where the whole size–quality curve goes, as JSON, with a drawing beside it.
+    """
+
+    max_size: int | None = None
+    max_drop: float | None = None
+    curve: str | os.PathLike[str] | None = None
+
+    def __bool__(self) -> bool:
+        return (self.max_size, self.max_drop, self.curve) != (None, None, None)
+
+    def missed(self, report: Report) -> str | None:
+        """Why a file does not fit; None where it does."""
+        if self.max_size is not None and report.output_bytes > self.max_size:
+            return f"{report.output_bytes:,} bytes is the smallest found, at most {self.max_size:,} allowed"
+        if self.max_drop is not None and drop(report) > self.max_drop:
+            return f"a drop of {drop(report):.4g} is the least found, at most {self.max_drop:.4g} allowed"
+        return None
+
+
+def drop(report: Report) -> float:
+    """How much worse the metric became; negative where it became better."""
+    assert report.metric is not None
+    change: float = report.metric["after"] - report.metric["before"]
+    return -change if report.metric.get("higher_is_better") else change
+
+
+def search(
+    budget: Budget,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    run: Callable[[dict[str, Any], Path], Report],
+    out: Path,
+    force: bool,
+) -> Report:
+    """Run a recipe with the dial's values until the budget's place on it is known.
+
+    Parameters
+    ----------
+    run : callable
+        Compresses with given settings into a given file.
+
+    Returns
+    -------
+    Report
+        Of the file now at `out`; its `points` list every run.
+
+    Raises
+    ------
+    BudgetError
+        If nothing fits: the file at `out` is the nearest.
+    """
+    key, values = recipe.dial or ("", [None])
+    if key in settings:
+        values = [settings[key]]
+    reports: dict[int, Report] = {}
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+
+        def at(place: int) -> Report:
+            if place not in reports:
+                dialled = {**settings, key: values[place]} if key else settings
+                reports[place] = run(dialled, Path(folder) / f"{place}.dcz")
+            return reports[place]
+
+        if budget.curve is not None:
+            for place_ in range(len(values)):
+                at(place_)
+        if budget.max_size is not None:
+            chosen = _first(len(values), lambda place: at(place).output_bytes <= (budget.max_size or 0))
+            chosen = min(chosen, len(values) - 1)
+        elif budget.max_drop is not None:
+            chosen = max(_first(len(values), lambda place: drop(at(place)) > (budget.max_drop or 0)) - 1, 0)
+        else:
+            default = recipe.value(key) if key else None
+            chosen = values.index(default) if default in values else 0
+        report = at(chosen)
+        report.points = [_point(key, values[place], reports[place]) for place in sorted(reports)]
+        if budget.curve is not None:
+            _write_curve(Path(budget.curve), recipe.name, report.points)
+        move(report.output, out, force)
+        report.output = os.fspath(out)
+    missed = budget.missed(report)
+    if missed:
+        raise BudgetError(missed, report)
+    return report
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """The first place where a condition that stays true once it is true holds; `count` where it never does."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _point(key: str, value: Any, report: Report) -> dict[str, Any]:
+    point = {"setting": key, "value": value, "bytes": report.output_bytes, "ratio": report.ratio}
+    if report.metric is not None:
+        point |= {"metric": report.metric["name"], "quality": report.metric["after"], "drop": drop(report)}
+    return point
+
+
+def _write_curve(path: Path, recipe: str, points: list[dict[str, Any]]) -> None:
+    try:
+        from deepcomp.report.plot import curve
+    except ModuleNotFoundError:
+        raise UsageError(
+            "--pareto draws with matplotlib, which is not installed: pip install 'deepcomp[report]'"
+        ) from None
+    place(path, json.dumps({"recipe": recipe, "points": points}, indent=1).encode(), force=True)
+    place(path.with_suffix(".svg"), curve(recipe, points), force=True)

@@ -1,0 +1,279 @@
+"""Canonical Huffman codes of at most 12 bits: optimal lengths, code table, encoder, decoders.
+
+Layout: the table of code lengths (`tables`, 0 to 12), the lanes' lengths (`lanes`, in bytes), and the
+lanes: the codes of their symbols from the lowest bit of the first byte up, filled up with zero bits
+to a whole byte.
+
+Codes are canonical. Symbols are ordered by (length, symbol); the first code is all zeros, each next
+one is the last plus one, shifted left where the length grows. A code is written with its first
+(highest) bit first, so that a decoder sees it, reversed, in the low bits of what is left. The code is
+complete: the sum of 2**-length is exactly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcomp.entropy import lanes
+from deepcomp.entropy.bits import Parts, deposit, windows
+from deepcomp.entropy.tables import read_table, write_table
+from deepcomp.wire import Cursor
+
+__all__ = ["canonical_codes", "code_lengths", "decode", "encode", "estimate"]
+
+LONGEST = 12
+_LEAST = 512  # bytes a lane, of which one and a half are lost
+_LOST = 0.44  # bytes, on average, to fill up a lane's last byte
+_ROOM = 16  # bytes a decoder may look beyond the codes
+_BLOCK = 1 << 17  # symbols encoded at a time
+_STRIDE = 1 << 10  # bytes looked at together
+
+
+def code_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Lengths of an optimal prefix code of at most 12 bits.
+
+    Parameters
+    ----------
+    histogram : int64, shape (256,)
+        How often each symbol occurs; at least two do.
+
+    Returns
+    -------
+    uint8, shape (256,)
+        0 for symbols that do not occur. More frequent symbols never have longer codes; of equally
+        frequent ones, the lower symbol has the shorter code.
+    """
+    symbols = np.flatnonzero(histogram)
+    order = symbols[np.argsort(-histogram[symbols], kind="stable")]
+    weights = histogram[order]
+    ascending = _huffman(weights)
+    if ascending[-1] > LONGEST:
+        ascending = _package_merge(weights[::-1], LONGEST)
+    lengths = np.zeros(len(histogram), np.uint8)
+    lengths[order] = ascending
+    return lengths
+
+
+def _huffman(weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ascending code lengths without a limit."""
+    from dahuffman import HuffmanCodec
+
+    # dahuffman adds a leaf for an end symbol, unless that is one of the symbols itself.
+    table = HuffmanCodec.from_frequencies(dict(enumerate(weights.tolist())), eof=0).get_code_table()
+    return np.sort([length for length, _ in table.values()])
+
+
+def _package_merge(weights: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """Ascending lengths of at most `longest`, for ascending weights (Larmore & Hirschberg 1990).
+
+    Level by level, the leaves are merged with pairs of the level before. The cheapest 2n - 2 items
+    of the last level are the solution: a leaf in it adds one bit to its symbol's code, a pair stands
+    for two items of the level before, and so on down.
+    """
+    number = len(weights)
+    leaves: list[NDArray[np.bool_]] = []
+    items = weights
+    for _ in range(longest):
+        pairs = items[: len(items) // 2 * 2].reshape(-1, 2).sum(axis=1) if leaves else items[:0]
+        both = np.concatenate([weights, pairs])
+        order = np.argsort(both, kind="stable")
+        leaves.append(order < number)
+        items = both[order]
+    lengths = np.zeros(number, np.int64)
+    taken = 2 * number - 2
+    for leaf in reversed(leaves):
+        own = int(np.count_nonzero(leaf[:taken]))
+        lengths[:own] += 1
+        taken = 2 * (taken - own)
+    return lengths[::-1]
+
+
+def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The code of each symbol, its first bit lowest, for complete code lengths."""
+    codes = np.zeros(len(lengths), np.uint32)
+    symbols = np.flatnonzero(lengths)
+    order = symbols[np.argsort(lengths[symbols], kind="stable")]
+    length = lengths[order].astype(np.int64)
+    span = 1 << (LONGEST - length)  # of 2**12 table entries, counted in the order of the codes
+    code = (np.cumsum(span) - span) >> (LONGEST - length)
+    for bit in range(LONGEST):
+        codes[order] |= np.where(bit < length, (code >> (length - 1 - bit) & 1) << bit, 0).astype(np.uint32)
+    return codes
+
+
+def _lookup(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """symbol | length << 8 of the code that each index of as many bits as the longest code begins with."""
+    longest = int(lengths.max())
+    codes = canonical_codes(lengths)
+    table = np.zeros(1 << longest, np.uint16)
+    for symbol, (code, length) in enumerate(zip(codes.tolist(), lengths.tolist(), strict=True)):
+        if length:
+            table[code :: 1 << length] = symbol | length << 8
+    return table
+
+
+def estimate(histogram: NDArray[np.int64], lengths: NDArray[np.uint8]) -> float:
+    """Bytes that `encode` takes, right to a byte or so in a thousand."""
+    count, bits = int(histogram.sum()), int(histogram @ lengths)
+    k = lanes.choose(count, bits, _LEAST)
+    return len(write_table(lengths)) + bits / 8 + lanes.overhead(count, k, _LOST)
+
+
+def encode(symbols: NDArray[np.uint8], histogram: NDArray[np.int64], lengths: NDArray[np.uint8], fast: bool) -> Parts:
+    """Write symbols, at least two of which differ.
+
+    Parameters
+    ----------
+    histogram, lengths : shape (256,)
+        Of these symbols, and `code_lengths` of it.
+    fast : bool
+        Whether numba does the work; the bytes are the same.
+    """
+    bits = int(histogram @ lengths)
+    k = lanes.choose(len(symbols), bits, _LEAST)
+    codes = canonical_codes(lengths)
+    sizes = np.zeros(-(-len(symbols) >> k), np.int64)
+    if fast:
+        from deepcomp.entropy import kernels
+
+        out = np.empty(bits // 8 + len(sizes) + _ROOM, np.uint8)
+        entries = codes | lengths.astype(np.uint32) << 16
+        used = kernels.encode_huffman(kernels.frozen(symbols), 1 << k, entries, out, sizes)
+        payload: bytes | memoryview = out[:used].data
+    else:
+        payload = _encode_lanes(_groups(symbols, 1 << k), codes, lengths, bits, sizes)
+    return [write_table(lengths), lanes.write(k, sizes), payload]
+
+
+def _groups(symbols: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
+    """Some lanes at a time, one a row, the last one by itself."""
+    whole = len(symbols) // size
+    step = max(1, _BLOCK // size)
+    for lane in range(0, whole, step):
+        yield symbols[lane * size : min(lane + step, whole) * size].reshape(-1, size)
+    if len(symbols) % size:
+        yield symbols[whole * size :].reshape(1, -1)
+
+
+def _encode_lanes(
+    groups: Iterator[NDArray[np.uint8]],
+    codes: NDArray[np.uint32],
+    lengths: NDArray[np.uint8],
+    bits: int,
+    sizes: NDArray[np.int64],
+) -> bytes:
+    """Put every code at the running sum of the lengths before it."""
+    words = np.zeros((bits + 8 * len(sizes)) // 32 + 2, "<u4")
+    wide_codes = codes.astype(np.uint64)
+    start = lane = 0
+    for group in groups:
+        width = lengths[group]
+        ends = np.cumsum(width, axis=1, dtype=np.int64)
+        size = (ends[:, -1] + 7) >> 3
+        starts = ends - width + (8 * (start + np.cumsum(size) - size))[:, None]
+        deposit(words, wide_codes[group].reshape(-1), starts.reshape(-1))
+        sizes[lane : lane + len(group)] = size
+        lane += len(group)
+        start += int(size.sum())
+    return words.tobytes()[:start]
+
+
+def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
+    """Read `count` symbols, which take all that is left of the data.
+
+    Raises
+    ------
+    FormatError
+        If the code is not complete, a lane does not end where the next one begins, or a pad bit is set.
+    """
+    lengths = read_table(cursor, LONGEST)
+    kraft = int((1 << LONGEST - lengths[lengths > 0].astype(np.int64)).sum())
+    if kraft != 1 << LONGEST:
+        cursor.fail(f"a code that fills {kraft} of {1 << LONGEST} table entries")
+    layout = lanes.read(cursor, count, 1)
+    begin = cursor.position
+    data = np.frombuffer(cursor.take(cursor.left), np.uint8)
+    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < lanes.FEW else _decode_lockstep
+    out, ends = decoder(data, layout, _lookup(lengths))
+    wrong = (ends + 7) >> 3 != layout.ends
+    if not wrong.any():
+        wrong = (ends % 8 > 0) & (data[layout.ends - 1] >> (ends % 8).astype(np.uint8) > 0)
+    if wrong.any():
+        cursor.position = begin + int(layout.starts[wrong.argmax()])
+        cursor.fail("a lane that is cut short, too long or damaged")
+    return out
+
+
+_Decoded: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]  # the symbols; the bit after each lane
+
+
+def _decode_fast(data: NDArray[np.uint8], layout: lanes.Lanes, table: NDArray[np.uint16]) -> _Decoded:
+    from deepcomp.entropy import kernels
+
+    table = np.tile(table, (1 << LONGEST) // len(table))
+    out = np.empty(layout.count, np.uint8)
+    ends = np.empty(len(layout.starts), np.uint64)
+    size = layout.size
+    for part, run, origin in lanes.runs(layout, data, LONGEST * size // 8 + _ROOM):
+        starts = (layout.starts[part] - origin).astype(np.uint64)
+        symbols = out[part.start * size : part.stop * size]
+        kernels.decode_huffman(kernels.frozen(run), starts, size, table, symbols, ends[part])
+        ends[part] += np.uint64(8 * origin)
+    return out, ends.astype(np.int64)
+
+
+def _decode_lockstep(data: NDArray[np.uint8], layout: lanes.Lanes, table: NDArray[np.uint16]) -> _Decoded:
+    """Decode a symbol of every lane at a time."""
+    number, size = len(layout.starts), layout.size
+    longest = len(table).bit_length() - 1
+    refill = 56 // longest  # codes in a window of 64 bits that starts at a byte
+    symbol_of, length_of = table.astype(np.uint8), (table >> 8).astype(np.int64)
+    window_at = windows(np.concatenate([data, np.zeros(longest * size // 8 + _ROOM, np.uint8)]))
+    out = np.empty((number, size), np.uint8)
+    slab = np.empty((lanes.SLAB, number), np.uint8)
+    ends = layout.starts * 8
+    scratch = np.empty((2, number), np.int64)
+    for active, first, end in lanes.steps(layout):
+        at, index, length = ends[:active], scratch[0, :active], scratch[1, :active]
+        for step in range(end - first):
+            if step % refill == 0:
+                window = window_at[at >> 3]
+                np.right_shift(window, np.bitwise_and(at, 7, out=length), out=window)
+            np.bitwise_and(window, len(table) - 1, out=index)
+            symbol_of.take(index, out=slab[step, :active], mode="clip")
+            length_of.take(index, out=length, mode="clip")
+            np.right_shift(window, length, out=window)
+            np.add(at, length, out=at)
+        out[:active, first:end] = slab[: end - first, :active].T
+    return out.reshape(-1)[: layout.count], ends
+
+
+def _decode_one_by_one(data: NDArray[np.uint8], layout: lanes.Lanes, table: NDArray[np.uint16]) -> _Decoded:
+    """Decode few lanes: numpy finds how long a code would be at every bit, Python hops from code to code."""
+    out = np.empty(layout.count, np.uint8)
+    ends = np.full(len(layout.starts), 8 * (len(data) + _ROOM))  # what a lane that overruns the data keeps
+    symbol_of, length_of = table.astype(np.uint8), (table >> 8).astype(np.int64)
+    window_at = windows(np.concatenate([data, np.zeros(_ROOM, np.uint8)]))
+    eight = np.arange(8)
+    for lane, start in enumerate(layout.starts.tolist()):
+        done, left = lane * layout.size, min(layout.size, layout.count - lane * layout.size)
+        hop = 0
+        for block in range(start, len(data), _STRIDE):
+            index = (window_at[block : min(block + _STRIDE, len(data)), None] >> eight & len(table) - 1).reshape(-1)
+            hops = (length_of[index] + np.arange(len(index))).tolist()
+            places = []
+            while hop < len(hops):
+                places.append(hop)
+                hop = hops[hop]
+            out[done : done + min(left, len(places))] = symbol_of[index[places[:left]]]
+            if len(places) >= left:
+                ends[lane] = 8 * block + [*places, hop][left]
+                break
+            done += len(places)
+            left -= len(places)
+            hop -= len(hops)
+    return out, ends

@@ -1,0 +1,297 @@
+"""Range asymmetric numeral systems (rANS): within a fraction of a per cent of the entropy.
+
+The coder of Duda (2013, arXiv:1311.2540), integers only: a 32-bit state, renormalised 16 bits at a
+time, and probabilities f / 2**p with a precision p of 8 to 14 bits that is chosen by array.
+
+Layout::
+
+    u8          p, 5 to 14
+    table       (`tables`) for each symbol p + 1 - (bits in f), 0 if f = 0
+    fields      for each symbol that occurs the bits of f below its leading one, filled up to a byte
+    lanes       their lengths (`lanes`, in 16-bit words), then for each lane a u32, the state, and
+                u16 words
+
+The frequencies add up to 2**p. With F the sum of the frequencies of lower symbols, a symbol is
+
+    slot = state mod 2**p            the symbol is the one with F <= slot < F + f
+    state = f * (state >> p) + slot - F
+    if state < 2**16: state = state * 2**16 + the next word
+
+The encoder, which works from the last symbol to the first, starts every lane at state 2**16: there
+the decoder must arrive, with all words of the lane read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcomp.entropy import lanes
+from deepcomp.entropy.bits import Parts, pack_variable, read_variable
+from deepcomp.entropy.tables import read_table, write_table
+from deepcomp.wire import Cursor
+
+__all__ = ["Model", "decode", "encode", "estimate", "model", "normalise"]
+
+_LOWER = 1 << 16
+_PRECISIONS = (8, 10, 12, 14)
+_LEAST = 1024  # bytes a lane, of which four are lost
+_LOST = 3.0  # bytes: the state holds 16 bits at the start, and up to 15 are lost at the end
+
+
+@dataclass(frozen=True)
+class Model:
+    """Frequencies that add up to 2**precision, and what they cost.
+
+    frequency : int64, shape (256,)
+    table : bytes
+        The precision and the frequencies as they are stored.
+    bits : float
+        What all symbols take, coded with these frequencies.
+    """
+
+    precision: int
+    frequency: NDArray[np.int64]
+    table: bytes
+    bits: float
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """The sum of the frequencies of all lower symbols."""
+        return np.cumsum(self.frequency) - self.frequency
+
+
+def model(histogram: NDArray[np.int64]) -> Model:
+    """The model of the precision at which table and symbols together take least; two symbols or more occur."""
+    present = np.flatnonzero(histogram)
+    models = []
+    for precision in _PRECISIONS:
+        if len(present) <= 1 << precision:
+            frequency = normalise(histogram, precision)
+            bits = float(histogram[present] @ (precision - np.log2(frequency[present])))
+            models.append(Model(precision, frequency, _table(frequency, precision), bits))
+    return min(models, key=lambda model: model.bits / 8 + len(model.table))
+
+
+def normalise(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
+    """Scale counts to integers that add up to 2**precision, at least 1 where a symbol occurs.
+
+    Symbols are served in the order of count / (frequency + 1/2) (the apportionment of Sainte-Laguë),
+    which to first order is the order of bits saved. Only +, -, * and / are used: every machine finds
+    the same frequencies.
+    """
+    symbols = np.flatnonzero(histogram)
+    count = histogram[symbols].astype(np.float64)
+    total = 1 << precision
+    frequency = np.maximum(1, (count * total / count.sum()).astype(np.int64))
+    for _ in range(total - int(frequency.sum())):
+        frequency[np.argmax(count / (frequency + 0.5))] += 1
+    for _ in range(int(frequency.sum()) - total):
+        frequency[np.argmin(np.where(frequency > 1, count / (frequency - 0.5), np.inf))] -= 1
+    scaled = np.zeros(len(histogram), np.int64)
+    scaled[symbols] = frequency
+    return scaled
+
+
+def _table(frequency: NDArray[np.int64], precision: int) -> bytes:
+    present = frequency > 0
+    below = (np.frexp(frequency[present])[1] - 1).astype(np.uint8)  # bits below the leading one
+    numbers = np.zeros(len(frequency), np.uint8)
+    numbers[present] = precision - below
+    fields = (frequency[present] - (1 << below.astype(np.int64))).astype(np.uint32)
+    return bytes([precision]) + write_table(numbers) + pack_variable(fields, below)
+
+
+def _read_model(cursor: Cursor) -> tuple[int, NDArray[np.int64]]:
+    precision = cursor.byte()
+    if not _PRECISIONS[0] <= precision <= _PRECISIONS[-1]:
+        cursor.fail(f"a precision of {precision} bits, {_PRECISIONS[0]} to {_PRECISIONS[-1]} expected,")
+    numbers = read_table(cursor, precision)
+    present = numbers > 0
+    below = (precision - numbers[present]).astype(np.uint8)
+    frequency = np.zeros(len(numbers), np.int64)
+    frequency[present] = (1 << below.astype(np.int64)) + read_variable(cursor, below)
+    if frequency.sum() != 1 << precision:
+        cursor.fail(f"frequencies that add up to {frequency.sum()}, {1 << precision} expected,")
+    return precision, frequency
+
+
+def estimate(count: int, model: Model) -> float:
+    """Bytes that `encode` takes for `count` symbols, right to a byte or so in a thousand."""
+    k = lanes.choose(count, model.bits, _LEAST)
+    return len(model.table) + model.bits / 8 + lanes.overhead(count, k, _LOST)
+
+
+def encode(symbols: NDArray[np.uint8], model: Model, fast: bool) -> Parts:
+    """Write symbols, at least two of which differ; with numba if `fast`, the bytes are the same."""
+    k = lanes.choose(len(symbols), model.bits, _LEAST)
+    number = -(-len(symbols) >> k)
+    sizes = np.zeros(number, np.int64)
+    if fast:
+        from deepcomp.entropy import kernels
+
+        out = np.empty(len(symbols) + 2 * number, np.uint16)  # at most one word a symbol
+        used = kernels.encode_rans(kernels.frozen(symbols), 1 << k, _coding(model), model.precision, out, sizes)
+        payload: bytes | memoryview = out[:used].data.cast("B")
+    else:
+        payload = _encode_lockstep(symbols, 1 << k, model, sizes)
+    return [model.table, lanes.write(k, sizes), payload]
+
+
+def _coding(model: Model) -> NDArray[np.uint64]:
+    """Of each symbol: where a state is too large, a reciprocal of the frequency, what to add.
+
+    With r = 2**(32 + p) // f + 1, x * r >> 32 + p is x // f for all x < f * 2**(32 - p), the states that
+    need no word written first: r exceeds the true reciprocal by at most 1, which the product's
+    fraction cannot carry over since x * f < 2**(32 + p); and the product stays below 2**64.
+    """
+    frequency = model.frequency.astype(np.uint64)
+    shift = np.uint64(32 + model.precision)
+    reciprocal = (np.uint64(1) << shift) // np.maximum(frequency, 1) + np.uint64(1)
+    others = np.uint64(1 << model.precision) - frequency
+    return np.stack(
+        [frequency << np.uint64(32 - model.precision), reciprocal, others, model.first.astype(np.uint64)], 1
+    )
+
+
+def _encode_lockstep(symbols: NDArray[np.uint8], size: int, model: Model, sizes: NDArray[np.int64]) -> bytes:
+    """Encode a symbol of every lane at a time, from the last to the first."""
+    number, count = len(sizes), len(symbols)
+    layout = lanes.Lanes(count, size, np.arange(number) * size, np.arange(number) * size)
+    padded = np.zeros((number, size), np.uint8)
+    padded.reshape(-1)[:count] = symbols
+    precision, frequency, first = model.precision, model.frequency, model.first
+    limit = frequency << (32 - precision)
+    words = np.empty((number, size + 2), np.uint16)  # filled from the end of each row
+    flat, top = words.reshape(-1), (np.arange(number) + 1) * (size + 2) - 1
+    at, state = top.copy(), np.full(number, _LOWER)
+    for active, begin, end in reversed(list(lanes.steps(layout))):
+        slab = np.ascontiguousarray(padded[:active, begin:end].T)
+        x, to = state[:active], at[:active]
+        for symbol in slab[::-1]:
+            share = frequency[symbol]
+            flat[to] = x.astype(np.uint16)
+            full = x >= limit[symbol]
+            to -= full
+            x >>= full * 16
+            quotient, rest = np.divmod(x, share)
+            np.left_shift(quotient, precision, out=x)
+            x += rest
+            x += first[symbol]
+    flat[at] = (state >> 16).astype(np.uint16)
+    flat[at - 1] = state.astype(np.uint16)
+    sizes[:] = top - at + 2
+    written = np.arange(size + 2) >= (size + 2 - sizes)[:, None]
+    return words[written].tobytes()
+
+
+def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
+    """Read `count` symbols, which take all that is left of the data.
+
+    Raises
+    ------
+    FormatError
+        If the frequencies do not add up, or a lane does not end in the first state with all its words read.
+    """
+    precision, frequency = _read_model(cursor)
+    layout = lanes.read(cursor, count, 2)
+    begin = cursor.position
+    words = np.frombuffer(bytes(cursor.take(cursor.left)), "<u2")
+    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < lanes.FEW else _decode_lockstep
+    out, states, ends = decoder(words, layout, frequency, precision)
+    wrong = (states != _LOWER) | (ends != layout.ends)
+    if wrong.any():
+        cursor.position = begin + 2 * int(layout.starts[wrong.argmax()])
+        cursor.fail("a lane that is cut short, too long or damaged")
+    return out
+
+
+_Decoded: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+"""The symbols; the last state of each lane and the word after it."""
+
+
+def _slots(frequency: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each slot: the symbol, its frequency, and the slot less the first one of the symbol."""
+    symbol = np.repeat(np.arange(len(frequency), dtype=np.uint8), frequency)
+    first = np.cumsum(frequency) - frequency
+    return symbol, frequency[symbol], np.arange(len(symbol)) - first[symbol]
+
+
+def _decode_fast(
+    words: NDArray[np.uint16], layout: lanes.Lanes, frequency: NDArray[np.int64], precision: int
+) -> _Decoded:
+    from deepcomp.entropy import kernels
+
+    symbol, share, bias = _slots(frequency)
+    slots = (symbol | share << 8 | bias << 24).astype(np.uint64)
+    out = np.empty(layout.count, np.uint8)
+    states, ends = np.empty((2, len(layout.starts)), np.uint64)
+    size = layout.size
+    for part, run, origin in lanes.runs(layout, words, size + 3):
+        starts = (layout.starts[part] - origin).astype(np.uint64)
+        lane_out = out[part.start * size : part.stop * size]
+        kernels.decode_rans(kernels.frozen(run), starts, size, slots, precision, lane_out, states[part], ends[part])
+        ends[part] += np.uint64(origin)
+    return out, states.astype(np.int64), ends.astype(np.int64)
+
+
+def _decode_lockstep(
+    words: NDArray[np.uint16], layout: lanes.Lanes, frequency: NDArray[np.int64], precision: int
+) -> _Decoded:
+    """Decode a symbol of every lane at a time."""
+    symbol_of, share_of, bias_of = _slots(frequency)
+    number, size = len(layout.starts), layout.size
+    state = _first_states(words, layout)
+    ends = layout.starts + 2
+    out = np.empty((number, size), np.uint8)
+    slab = np.empty((lanes.SLAB, number), np.uint8)
+    scratch = np.empty((2, number), np.int64)
+    for active, begin, end in lanes.steps(layout):
+        x, at, slot, part = state[:active], ends[:active], scratch[0, :active], scratch[1, :active]
+        for step in range(end - begin):
+            np.bitwise_and(x, len(symbol_of) - 1, out=slot)
+            symbol_of.take(slot, out=slab[step, :active], mode="clip")
+            np.right_shift(x, precision, out=x)
+            np.multiply(x, share_of.take(slot, out=part, mode="clip"), out=x)
+            np.add(x, bias_of.take(slot, out=part, mode="clip"), out=x)
+            refill = x < _LOWER
+            np.left_shift(x, np.multiply(refill, 16, out=part), out=x)
+            np.bitwise_or(x, np.multiply(words.take(at, mode="clip"), refill, out=part), out=x)
+            np.add(at, refill, out=at)
+        out[:active, begin:end] = slab[: end - begin, :active].T
+    return out.reshape(-1)[: layout.count], state, ends
+
+
+def _decode_one_by_one(
+    words: NDArray[np.uint16], layout: lanes.Lanes, frequency: NDArray[np.int64], precision: int
+) -> _Decoded:
+    """Decode few lanes in plain Python."""
+    symbols, shares, biases = (column.tolist() for column in _slots(frequency))
+    mask = (1 << precision) - 1
+    out = np.empty(layout.count, np.uint8)
+    states = _first_states(words, layout)
+    ends = layout.starts + 2
+    stream = memoryview(words)
+    last = len(words) - 1
+    for lane in range(len(layout.starts)):
+        state, at = int(states[lane]), int(ends[lane])
+        begin = lane * layout.size
+        decoded = bytearray()
+        for _ in range(min(layout.size, layout.count - begin)):
+            slot = state & mask
+            decoded.append(symbols[slot])
+            state = shares[slot] * (state >> precision) + biases[slot]
+            if state < _LOWER:
+                state = state << 16 | stream[min(at, last)]
+                at += 1
+        out[begin : begin + len(decoded)] = decoded
+        states[lane], ends[lane] = state, at
+    return out, states, ends
+
+
+def _first_states(words: NDArray[np.uint16], layout: lanes.Lanes) -> NDArray[np.int64]:
+    low, high = (words.take(layout.starts + i, mode="clip").astype(np.int64) for i in (0, 1))
+    return low | high << 16

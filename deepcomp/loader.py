@@ -1,0 +1,278 @@
+"""File → tensors, or a runnable module: the serializer backwards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcomp import entropy, wire
+from deepcomp.container import Reader, Record
+from deepcomp.entry import BUFFER, CONSTANT, GRAPH, METADATA, PARAMETER, TENSOR, Entry, Part
+from deepcomp.errors import DeepcompError, FormatError, InputError
+from deepcomp.model.graph import Graph
+from deepcomp.runtime.interpreter import Interpreter
+from deepcomp.weights import Form, Packed, form_class
+from deepcomp.weights.dtypes import dtype_of, from_words
+
+__all__ = ["File", "load", "load_state_dict", "open_file"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
+MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
+_ARENA = 64 << 20  # bytes of memory taken at a time for dense tensors
+_ALIGN = 64
+_ROLES = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
+
+
+class File:
+    """An open `.dcz` file: any tensor without reading the others.
+
+    Parameters
+    ----------
+    path : path-like
+    max_bytes : int, optional
+        Dense bytes the file may unfold to. Default: 4 GiB, or 2,000 times the file if that is more.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    FormatError
+        If it is damaged, or declares more than `max_bytes`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
+        self.reader = Reader(path)
+        try:
+            self._records: dict[str, Record] = {}
+            self.entries: dict[str, Entry] = {}
+            for record in self.reader.records:
+                if record.kind == TENSOR:
+                    self._records[record.name] = record
+                    self.entries[record.name] = self._entry(record)
+            self._names = list(self.entries)
+            total = sum(entry.nbytes for entry in self.entries.values())
+            limit = max(MAX_BYTES, MAX_RATIO * self.reader.size) if max_bytes is None else max_bytes
+            if total > limit:
+                raise FormatError(f"{path}: {total} dense bytes declared, at most {limit} allowed (max_bytes)")
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def _entry(self, record: Record) -> Entry:
+        what = f"{self.reader.path}: tensor {record.name[:200]!r}"
+        try:
+            entry = Entry.unpack(record.head, len(self.entries), what)
+        except FormatError as error:
+            raise error if str(error).startswith(what) else FormatError(f"{what}: {error}") from None
+        if entry.body != record.length:
+            raise FormatError(f"{what}: parts of {entry.body} bytes found in a body of {record.length}")
+        if entry.source is not None:
+            twin = self.entries[list(self.entries)[entry.source]]
+            if twin.source is not None or (twin.dtype, twin.shape) != (entry.dtype, entry.shape):
+                raise FormatError(f"{what}: stands for tensor {entry.source}, which is not like it")
+        return entry
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, in the order of the file."""
+        return [name for name, entry in self.entries.items() if entry.role != CONSTANT]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was noted when the file was made: version, recipe, seed."""
+        for record in self.reader.records:
+            if record.kind == METADATA:
+                try:
+                    found = json.loads(record.head)
+                except (ValueError, RecursionError):
+                    found = None
+                if not isinstance(found, dict):
+                    raise FormatError(f"{self.reader.path}: metadata that is not a JSON object")
+                return found
+        return {}
+
+    def graph(self) -> tuple[Graph, list[str]] | None:
+        """The operations and the names of the tensors they refer to; None in a file of weights alone."""
+        for record in self.reader.records:
+            if record.kind == GRAPH:
+                cursor = wire.Cursor(record.head, 0, f"{self.reader.path}: graph")
+                names, expected = [], 0
+                for _ in range(cursor.varint(cursor.left)):
+                    number = expected + cursor.zigzag()
+                    if not 0 <= number < len(self._names):
+                        cursor.fail(f"tensor {number} found, one of {len(self._names)} expected")
+                    names.append(self._names[number])
+                    expected = number + 1
+                try:
+                    return Graph.from_bytes(bytes(cursor.take(cursor.left)), len(names)), names
+                except FormatError as error:
+                    raise FormatError(f"{self.reader.path}: {error}") from None
+        return None
+
+    def get_form(self, name: str) -> Form:
+        """One tensor in the form it is stored in.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of that name.
+        """
+        record, entry = self._source(name)
+        body, offset = self.reader.body(record), self.reader.offset(record)
+        try:
+            return _unpack(entry, body, offset)
+        except FormatError as error:
+            raise FormatError(f"{self.reader.path}: tensor {name[:200]!r}: {error}") from None
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One dense tensor; see `get_form`."""
+        return self._dense(name, _Arena(self._source(name)[1].nbytes + _ALIGN))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors, constants included; tied ones are the same object."""
+        arena = _Arena(sum(entry.nbytes + _ALIGN for entry in self.entries.values() if entry.source is None))
+        done: list[Tensor] = []
+        for name, entry in self.entries.items():
+            if entry.source is None:
+                done.append(self._dense(name, arena))
+            else:
+                twin = done[entry.source]
+                done.append(twin if entry.tied else twin.clone())
+            yield name, done[-1]
+
+    def _source(self, name: str) -> tuple[Record, Entry]:
+        if name not in self.entries:
+            raise KeyError(f"{self.reader.path}: no tensor named {name!r}")
+        entry = self.entries[name]
+        if entry.source is not None:
+            name = self._names[entry.source]
+        return self._records[name], self.entries[name]
+
+    def _dense(self, name: str, arena: _Arena) -> Tensor:
+        entry = self.entries[name]
+        tensor = self.get_form(name).dense(arena.zeros)
+        assert tensor.dtype == entry.dtype.torch
+        return tensor.reshape(entry.shape)
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> File:
+    """Open a `.dcz` file to read tensors one by one; see `File`."""
+    return File(path, max_bytes)
+
+
+def load_state_dict(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, Tensor]:
+    """All tensors of a file, by their original names, dense and in their original types.
+
+    Raises
+    ------
+    InputError, FormatError
+        See `File`.
+    """
+    with File(path, max_bytes) as file:
+        return {name: tensor for name, tensor in file.tensors() if file.entries[name].role != CONSTANT}
+
+
+@overload
+def load(path: str | os.PathLike[str], *, into: None = None, max_bytes: int | None = None) -> nn.Module: ...
+@overload
+def load(path: str | os.PathLike[str], *, into: Module, max_bytes: int | None = None) -> Module: ...
+def load(path: str | os.PathLike[str], *, into: nn.Module | None = None, max_bytes: int | None = None) -> nn.Module:
+    """The network of a file as a module in eval mode, ready to run; no source code is needed.
+
+    Parameters
+    ----------
+    path : path-like
+    into : nn.Module, optional
+        A module of the user's own class: the weights are loaded into it, and it is returned.
+    max_bytes : int, optional
+        See `File`.
+
+    Raises
+    ------
+    InputError
+        If the file holds weights alone and `into` is not given, or the weights do not fit `into`.
+    FormatError
+        See `File`.
+    """
+    if into is not None:
+        try:
+            into.load_state_dict(load_state_dict(path, max_bytes=max_bytes))
+        except DeepcompError:
+            raise
+        except RuntimeError as error:
+            raise InputError(f"{path}: does not fit {type(into).__name__}: {' '.join(str(error).split())}") from None
+        return into.eval()
+    with File(path, max_bytes) as file:
+        found = file.graph()
+        if found is None:
+            raise InputError(
+                f"{path}: holds weights without a graph: load_state_dict(), or load(into=module), reads them"
+            )
+        graph, names = found
+        tensors = [(name, tensor, _ROLES[file.entries[name].role]) for name, tensor in file.tensors()]
+    return Interpreter(graph, names, tensors)
+
+
+class _Arena:
+    """Zeroed memory for dense tensors, taken in few large pieces.
+
+    numpy asks the kernel for huge pages in large arrays; with them first writes take half the time
+    that freshly allocated torch tensors take.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._block = np.empty(0, np.uint8)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        padded = -(-size // _ALIGN) * _ALIGN
+        if padded > self._block.size:
+            self._block = np.zeros(max(padded, min(self._left, _ARENA)), np.uint8)
+        piece, self._block = self._block[:size], self._block[padded:]
+        self._left -= padded
+        return from_words(piece.view(dtype_of(dtype).word), dtype, shape)
+
+
+def _unpack(entry: Entry, body: memoryview, offset: int) -> Form:
+    """The form a body holds."""
+    packed: Packed | None = None
+    parts: list[tuple[Part, Packed]] = []
+    position = 0
+    for part in entry.parts:
+        one = Packed(part.code, facts=part.facts)
+        for name, (count, length) in part.symbols.items():
+            one.symbols[name] = entropy.decode(body[position : position + length], count, offset + position)
+            position += length
+        for name, (kind, count) in part.tables.items():
+            one.tables[name] = np.frombuffer(body, kind, count, position)
+            position += kind.itemsize * count
+        parts.append((part, one))
+    for _, one in reversed(parts):
+        one.inner = packed
+        packed = one
+    assert packed is not None
+    try:
+        return form_class(packed.code).unpack(packed, entry.shape, entry.dtype.torch)
+    except KeyError as missing:
+        raise FormatError(f"{missing} is missing") from None

@@ -1,0 +1,1 @@
+"""Networks: where they come from, what they compute, and how well."""

@@ -1,0 +1,225 @@
+"""How good a network is: its metric on a test set, or how far its outputs moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepcomp.errors import InputError, UsageError
+from deepcomp.model.data import Data, Inputs, MapStyle, batches, draw
+
+__all__ = ["IGNORED", "Change", "Score", "call", "drop", "evaluate", "evaluating", "output_change"]
+
+IGNORED = -100  # a target that does not count, as in torch's cross_entropy
+_ITEMS, _POSITIONS = 64, 2048  # at most so many of either a batch: logits of a vocabulary are large
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured quality: accuracy in percent, perplexity, or a metric of the user's own."""
+
+    name: str
+    value: float
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far the outputs of a network moved.
+
+    Attributes
+    ----------
+    relative : float
+        ‖after − before‖ / ‖before‖ over all outputs together; 0 where nothing moved.
+    agreement : float or None
+        Percent of positions whose largest output stayed the same; None where the outputs are no
+        logits, that is, have no last dimension of two or more.
+    """
+
+    relative: float
+    agreement: float | None
+
+
+def drop(before: Score, after: Score) -> float:
+    """How much worse `after` is than `before`, in the metric's own unit; negative where it is better."""
+    return before.value - after.value if before.higher_is_better else after.value - before.value
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule is in the mode it was in."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def call(module: nn.Module, inputs: Inputs) -> Tensor:
+    """The leading output of `module`, called with `inputs`.
+
+    Inputs go to the device of the module's first floating-point parameter, floats of them also to
+    its type. A tuple of inputs becomes positional arguments, a dict keyword arguments. Of several
+    outputs the one named `logits` counts (as in Hugging Face's output classes), else the first.
+
+    Raises
+    ------
+    InputError
+        There is no tensor among the outputs.
+    """
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+
+    def fit(value: Tensor) -> Tensor:
+        if like is None:
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+    if isinstance(inputs, Tensor):
+        output = module(fit(inputs))
+    elif isinstance(inputs, Mapping):
+        output = module(**{name: fit(value) for name, value in inputs.items()})
+    else:
+        output = module(*(fit(value) for value in inputs))
+    leading = _leading(output)
+    if leading is None:
+        raise InputError(f"{type(module).__name__}: a {type(output).__name__} without a tensor came out of the network")
+    return leading
+
+
+def _leading(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def _numbers(module: nn.Module, inputs: Inputs) -> Tensor:
+    """The outputs, on the CPU; NaN would compare as neither better nor worse, so it is an error."""
+    outputs = call(module, inputs).cpu()
+    if bad := int(outputs.isnan().sum()):
+        raise InputError(f"{type(module).__name__}: {bad} of {outputs.numel()} outputs of a batch are NaN")
+    return outputs
+
+
+def _batch_size(dataset: MapStyle) -> int:
+    target = dataset[0][1]
+    positions = target.numel() if isinstance(target, Tensor) else 1
+    return max(1, min(_ITEMS, _POSITIONS // max(1, positions)))
+
+
+def _outputs(module: nn.Module, dataset: MapStyle) -> Iterator[tuple[Tensor, Tensor]]:
+    for inputs, targets in batches(dataset, _batch_size(dataset)):
+        yield _numbers(module, inputs), targets
+
+
+def _accuracy(module: nn.Module, dataset: MapStyle) -> float:
+    right = total = 0
+    for outputs, targets in _outputs(module, dataset):
+        _check_logits("accuracy", outputs, targets)
+        counted = targets != IGNORED
+        right += int(((outputs.argmax(-1) == targets) & counted).sum())
+        total += int(counted.sum())
+    return 100 * right / _positive("accuracy", total)
+
+
+def _perplexity(module: nn.Module, dataset: MapStyle) -> float:
+    """exp of the mean cross-entropy (nats) over all tokens that count."""
+    entropy, total = 0.0, 0
+    for outputs, targets in _outputs(module, dataset):
+        _check_logits("perplexity", outputs, targets)
+        logits, tokens = outputs.reshape(-1, outputs.shape[-1]).float(), targets.reshape(-1)
+        tokens = tokens[counted := tokens != IGNORED]
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < logits.shape[-1]:
+            found = f"{int(tokens.min())} to {int(tokens.max())}"
+            raise InputError(f"perplexity: targets from {found} found, 0 to {logits.shape[-1] - 1} expected")
+        entropy += float(F.cross_entropy(logits[counted], tokens, reduction="none").double().sum())
+        total += len(tokens)
+    mean = entropy / _positive("perplexity", total)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def _check_logits(metric: str, outputs: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point() or outputs.dim() == 0 or outputs.shape[:-1] != targets.shape:
+        raise InputError(
+            f"{metric}: outputs {tuple(outputs.shape)} and {targets.dtype} targets {tuple(targets.shape)} found, "
+            "expected logits [..., classes] and integer targets [...]"
+        )
+
+
+def _positive(metric: str, total: int) -> int:
+    if total == 0:
+        raise InputError(f"{metric}: no target of the test set counts, all are {IGNORED}")
+    return total
+
+
+def evaluate(module: nn.Module, data: Data) -> Score:
+    """The metric of `data` on its test set.
+
+    The module is put in eval mode and back again, and no gradient is taken. Targets equal to
+    `IGNORED` do not count. A metric of the user's own is called once with all outputs and all
+    targets, each joined along the batch.
+
+    Raises
+    ------
+    UsageError
+        `data` has no metric (see `output_change`).
+    InputError
+        Outputs are NaN, or do not match the targets.
+    """
+    if data.metric is None or data.test is None:
+        raise UsageError("data: no metric to evaluate; give Data a test set and a metric")
+    with evaluating(module):
+        if data.metric == "accuracy":
+            return Score("accuracy", _accuracy(module, data.test), higher_is_better=True)
+        if data.metric == "perplexity":
+            return Score("perplexity", _perplexity(module, data.test), higher_is_better=False)
+        metric = cast(Any, data.metric)
+        outputs, targets = (torch.cat(parts) for parts in zip(*_outputs(module, data.test), strict=True))
+        name = getattr(metric, "__name__", type(metric).__name__)
+        value = float(metric(outputs, targets))
+    if math.isnan(value):
+        raise InputError(f"metric: {name} returned NaN, a number was expected")
+    return Score(name, value, metric.higher_is_better)
+
+
+def output_change(before: nn.Module, after: nn.Module, data: Data, count: int = 512, seed: int = 0) -> Change:
+    """How far the outputs moved from `before` to `after`: quality where there is no metric.
+
+    Both networks see the same `count` inputs, drawn from the test set, or from the training set
+    where there is none. Outputs of `before` that are infinite (masked logits) are left out.
+
+    Raises
+    ------
+    InputError
+        Outputs are NaN, or have another shape than before.
+    """
+    dataset = data.train if data.test is None else data.test
+    moved = norm = 0.0
+    same = positions = 0
+    with evaluating(before, after):
+        for inputs, _ in batches(dataset, _batch_size(dataset), draw(dataset, count, seed)):
+            old, new = _numbers(before, inputs), _numbers(after, inputs)
+            if old.shape != new.shape:
+                raise InputError(f"outputs: shape {tuple(new.shape)} found, {tuple(old.shape)} before")
+            finite = old.isfinite()
+            moved += float((new[finite].double() - old[finite].double()).square().sum())
+            norm += float(old[finite].double().square().sum())
+            if logits := old.dim() > 1 and old.shape[-1] > 1:
+                same += int((old.argmax(-1) == new.argmax(-1)).sum())
+                positions += old[..., 0].numel()
+    relative = math.sqrt(moved / norm) if norm else math.inf if moved else 0.0
+    return Change(relative, 100 * same / positions if logits else None)

@@ -1,0 +1,150 @@
+"""Recipes: ordered steps with their settings, read from TOML; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from deepcomp.errors import UsageError
+from deepcomp.steps import STEPS, Step
+
+__all__ = ["Recipe", "names"]
+
+
+def names() -> list[str]:
+    """The built-in recipes."""
+    found = resources.files("deepcomp.recipes").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml"))
+
+
+@dataclass
+class Recipe:
+    """An ordered list of steps.
+
+    Attributes
+    ----------
+    name : str
+        A built-in name, or the stem of the file.
+    steps : list of Step
+    dial : tuple of str and list, optional
+        The setting that budgets turn, as `step.key`, and its values from mild to strong.
+    """
+
+    name: str
+    steps: list[Step] = field(default_factory=list)
+    dial: tuple[str, list[Any]] | None = None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing but exact storage happens, so that what came with the weights is kept too."""
+        return not self.steps
+
+    def value(self, path: str) -> Any:
+        """The value of the setting `step.key` in the first step of that name."""
+        name, _, key = path.partition(".")
+        return next(getattr(step, key) for step in self.steps if step.do == name)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], settings: dict[str, Any] | None = None) -> Recipe:
+        """Read a built-in recipe or a TOML file.
+
+        Parameters
+        ----------
+        source : str or path-like
+            A built-in name, or a path ending in `.toml`.
+        settings : dict, optional
+            `{"step.key": value}`: values that replace the recipe's, in every step of that name.
+
+        Raises
+        ------
+        UsageError
+            If the recipe, a step, a key or a value is not one that exists.
+        """
+        text = os.fspath(source)
+        if text.endswith(".toml"):
+            try:
+                raw = Path(text).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"recipe {text}: cannot be read: {error}") from None
+            name = Path(text).stem
+        elif text in names():
+            raw, name = resources.files("deepcomp.recipes").joinpath(f"{text}.toml").read_text(encoding="utf-8"), text
+        else:
+            raise UsageError(f"recipe {text!r} is not known: one of {', '.join(names())}, or a .toml file expected")
+        return cls.parse(raw, name, settings)
+
+    @classmethod
+    def parse(cls, text: str, name: str, settings: dict[str, Any] | None = None) -> Recipe:
+        """Read a recipe from TOML text; see `load`."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"recipe {name}: {error}") from None
+        unknown = set(table) - {"step", "about", "dial"}
+        if unknown:
+            raise UsageError(f"recipe {name}: key {min(unknown)!r} is not known: about, [dial] and [[step]] expected")
+        rows = table.get("step", [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UsageError(f"recipe {name}: steps are written as [[step]] tables")
+        steps = [_step(row, f"recipe {name}") for row in _with_settings(rows, settings or {}, name)]
+        return cls(name, steps, _dial(table.get("dial"), rows, name))
+
+
+def _dial(table: Any, rows: list[dict[str, Any]], name: str) -> tuple[str, list[Any]] | None:
+    if table is None:
+        return None
+    if not isinstance(table, dict) or set(table) != {"set", "values"} or not isinstance(table["values"], list):
+        raise UsageError(f'recipe {name}: [dial] holds set = "step.key" and values = [mild, …, strong]')
+    for value in table["values"]:
+        for row in _with_settings(rows, {table["set"]: value}, name):
+            _step(row, f"recipe {name}: dial")
+    return table["set"], table["values"]
+
+
+def _with_settings(rows: list[dict[str, Any]], settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    rows = [dict(row) for row in rows]
+    for path, value in settings.items():
+        step, _, key = path.partition(".")
+        hits = [row for row in rows if row.get("do") == step]
+        if not hits or not key or key == "do":
+            steps = ", ".join(dict.fromkeys(str(row.get("do")) for row in rows)) or "none"
+            raise UsageError(f"setting {path!r}: STEP.KEY expected, recipe {name} has the steps: {steps}")
+        for row in hits:
+            row[key] = value
+    return rows
+
+
+def _step(row: dict[str, Any], where: str) -> Step:
+    row = dict(row)
+    do = row.pop("do", None)
+    if do not in STEPS:
+        raise UsageError(f"{where}: do = {do!r} is not known, one of {', '.join(STEPS)} expected")
+    kind = STEPS[do]
+    wanted = typing.get_type_hints(kind)
+    fields = [entry.name for entry in dataclasses.fields(kind)]
+    for key, value in row.items():
+        if key not in fields:
+            raise UsageError(f"{where}: {do}.{key} is not known, one of {', '.join(fields)} expected")
+        row[key] = _typed(value, wanted[key], f"{where}: {do}.{key}")
+    try:
+        return kind(**row)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    """The value, where it is of the type of a field; a whole number will do for a float."""
+    choices = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if float in choices and type(value) is int:
+        return float(value)
+    if type(value) not in choices:
+        names = " or ".join(choice.__name__ for choice in choices if choice is not types.NoneType)
+        raise UsageError(f"{where} = {value!r}: {names} expected")
+    return value

@@ -1,0 +1,1 @@
+"""The built-in recipes, as TOML files to read and copy."""

@@ -1,0 +1,1 @@
+"""Modules that run what was loaded."""

@@ -1,0 +1,271 @@
+"""A module that runs a graph: what `deepcomp.load` returns.
+
+It looks like the network it was made from where that matters: the same names in its state dict,
+the same inputs and outputs, parameters that move to a device and that gradients reach. It differs
+in that there is no code: each call runs the graph's nodes one after another, every one of them an
+operation of the fixed list in `deepcomp.model.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from deepcomp.errors import FormatError, InputError
+from deepcomp.model import ops
+from deepcomp.model.graph import Graph, Input, Stored, Value, misfit, references, transform
+
+__all__ = ["Interpreter", "Outputs", "Role"]
+
+Role: TypeAlias = Literal["parameter", "buffer", "constant"]
+
+MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
+_CHECKED = 64  # shapes of inputs whose results are known to stay below
+
+
+class Outputs(dict[str, Any]):
+    """Named outputs, as `out["logits"]` or `out.logits`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}, there are: {', '.join(self)}") from None
+
+
+class Interpreter(nn.Module):
+    """The network of a graph, in eval mode.
+
+    Parameters
+    ----------
+    graph : Graph
+    names : sequence of str
+        Names of the tensors that the graph refers to by number.
+    tensors : iterable of (str, Tensor, role)
+        Every tensor of the network. A "parameter" trains if it is of a floating-point type, a
+        "buffer" is in the state dict, a "constant" is not. The same tensor under two names is tied.
+    max_elements : int, optional
+        What any one intermediate result may hold.
+
+    Raises
+    ------
+    FormatError
+        If a name cannot be the path of a tensor in a module, comes twice, or has no tensor.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        names: Sequence[str],
+        tensors: Iterable[tuple[str, Tensor, Role]],
+        max_elements: int = MAX_ELEMENTS,
+    ) -> None:
+        super().__init__()
+        homes: dict[str, _Home] = {}
+        parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}  # the tensor is kept, or its id may be given away
+        for name, tensor, role in tensors:
+            if role == "parameter":
+                made = nn.Parameter(tensor, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+                tensor = parameters.setdefault(id(tensor), (tensor, made))[1]
+            homes[name] = _register(self, name, tensor, role)
+        missing = [name for name in names if name not in homes]
+        if missing:
+            raise FormatError(f"graph: no tensor named {missing[0]!r}")
+        self._dcz = _Program(graph, [homes[name] for name in names], _last_uses(graph), max_elements)
+        self.eval()
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        """Run the network.
+
+        Parameters
+        ----------
+        *args, **kwargs : Tensor
+            Inputs, by position or by the names they had in the original network.
+
+        Returns
+        -------
+        Tensor, or tuples, lists and `Outputs` of tensors
+            Nested as the original's.
+
+        Raises
+        ------
+        InputError
+            If the inputs do not fit, or an operation fails.
+        """
+        program = self._dcz
+        inputs = _bind(program.graph.inputs, args, kwargs)
+        device = _device([*inputs, *(home.tensor() for home in program.homes[:1])])
+        shapes = tuple([(entry.shape, entry.dtype) for entry in inputs])
+        trusted = shapes in program.checked or torch.compiler.is_compiling()
+        values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
+
+        def find(entry: Stored | Value) -> Any:
+            return values[entry.index] if isinstance(entry, Value) else program.homes[entry.index].tensor()
+
+        for place, (node, spent) in enumerate(zip(program.graph.nodes, program.spent, strict=True)):
+            operation = ops.find(node.op)
+            try:
+                operands, options = transform(node.args, find), transform(node.kwargs, find)
+                if not trusted:
+                    _check_size(operation, operands, options, program.max_elements)
+                if operation.makes:
+                    options["device"] = device
+                values[len(inputs) + place] = operation.call(*operands, **options)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+                raise InputError(f"operation {place} of the network, {node.op}: {reason}") from error
+            for index in spent:
+                values[index] = None
+        if not trusted:
+            program.remember(shapes)
+        return _named(transform(program.graph.outputs, find))
+
+    def extra_repr(self) -> str:
+        """The inputs and the number of operations."""
+        graph = self._dcz.graph
+        return f"{', '.join(map(_describe, graph.inputs))}; {len(graph.nodes)} operations"
+
+
+class _Part(nn.Module):
+    """A node of the tree of names."""
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where a tensor lives: looked up at each call, as moving or parametrizing a module replaces it."""
+
+    module: nn.Module
+    name: str
+
+    def tensor(self) -> Tensor:
+        found: Tensor | None = self.module._parameters.get(self.name)
+        if found is None:
+            found = self.module._buffers.get(self.name)
+        if found is None:
+            parametrizations: Any = self.module._modules["parametrizations"]
+            found = parametrizations[self.name]()
+        assert isinstance(found, Tensor)
+        return found
+
+
+@dataclass
+class _Program:
+    """What the interpreter runs; apart from the module, whose attributes are the network's."""
+
+    graph: Graph
+    homes: list[_Home]
+    spent: list[tuple[int, ...]]
+    max_elements: int
+    checked: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def remember(self, shapes: tuple[Any, ...]) -> None:
+        if len(self.checked) == _CHECKED:
+            self.checked.clear()
+        self.checked.add(shapes)
+
+
+def _register(root: nn.Module, name: str, tensor: Tensor, role: Role) -> _Home:
+    """Give a tensor its place in the tree of names."""
+    if reason := misfit(name):
+        raise FormatError(f"{name[:200]!r} is a tensor's name {reason}")
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if part in module._parameters or part in module._buffers:
+            raise FormatError(f"{name!r} goes through a tensor of the name {part!r}")
+        if part not in module._modules:
+            module.add_module(part, _Part())
+        below = module._modules[part]
+        assert below is not None
+        module = below
+    if leaf in module._parameters or leaf in module._buffers or leaf in module._modules:
+        raise FormatError(f"two tensors or parts of the name {name!r}")
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor, persistent=role != "constant")
+    return _Home(module, leaf)
+
+
+def _last_uses(graph: Graph) -> list[tuple[int, ...]]:
+    """For each node, the values that nothing needs after it."""
+    seen = {entry.index for entry in references(graph.outputs) if isinstance(entry, Value)}
+    spent = []
+    for place in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[place]
+        used = {entry.index for entry in references((node.args, node.kwargs)) if isinstance(entry, Value)}
+        spent.append(tuple(sorted((used | {len(graph.inputs) + place}) - seen)))
+        seen |= used
+    return spent[::-1]
+
+
+def _bind(expected: Sequence[Input], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
+    """The inputs in order, checked against what the graph was made for."""
+    names = [entry.name for entry in expected]
+    given = dict(zip(names, args, strict=False))
+    twice = [name for name in kwargs if name in given or name not in names]
+    if len(args) > len(names) or twice or len(given) + len(kwargs) < len(names):
+        found = f"{len(args)} inputs by position, {', '.join(kwargs) or 'none'} by name"
+        raise InputError(f"{found} found; {', '.join(map(_describe, expected))} expected")
+    given |= kwargs
+    for entry in expected:
+        tensor = given[entry.name]
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"input {entry.name!r}: {type(tensor).__name__} found, a tensor expected")
+        if len(tensor.shape) != len(entry.shape) or any(
+            size is not None and size != found for size, found in zip(entry.shape, tensor.shape, strict=True)
+        ):
+            raise InputError(f"input {entry.name!r}: shape {tuple(tensor.shape)} found, {_describe(entry)} expected")
+    return [given[name] for name in names]
+
+
+def _describe(entry: Input) -> str:
+    sizes = ", ".join("*" if size is None else str(size) for size in entry.shape)
+    return f"{entry.name}: {str(entry.dtype).removeprefix('torch.')}[{sizes}]"
+
+
+def _device(tensors: Sequence[Tensor]) -> torch.device:
+    """Where tensors made from numbers alone belong."""
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _check_size(operation: ops.Operation, operands: Any, options: Mapping[str, Any], limit: int) -> None:
+    """Refuse an operation whose result would not fit, found by a run on tensors without memory.
+
+    Types are left out of it, as automatic casts do not apply to such tensors. An index by a mask
+    gives no more than it is given, and cannot be run without values.
+    """
+    if operation.name == "index.Tensor" and any(
+        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in operands[1]
+    ):
+        return
+
+    def hollow(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            kind = torch.float32 if item.is_floating_point() else item.dtype
+            return torch.empty(item.shape, dtype=kind, device="meta")
+        if isinstance(item, tuple | list):
+            return tuple([hollow(entry) for entry in item])
+        return item
+
+    with torch.no_grad():
+        place = {"device": torch.device("meta")} if operation.makes else {}
+        result = operation.call(*hollow(operands), **{k: hollow(v) for k, v in options.items()}, **place)
+    for item in result if isinstance(result, tuple | list) else [result]:
+        if isinstance(item, Tensor) and item.numel() > limit:
+            raise ValueError(f"a result of {item.numel()} elements, at most {limit} allowed")
+
+
+def _named(outputs: Any) -> Any:
+    """Mappings as `Outputs`, at any depth."""
+    if isinstance(outputs, dict):
+        return Outputs({name: _named(item) for name, item in outputs.items()})
+    if isinstance(outputs, tuple | list):
+        return type(outputs)([_named(item) for item in outputs])
+    return outputs

@@ -1,0 +1,135 @@
+"""A network with its forms → file. `loader` is this backwards."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from deepcomp import entropy, wire
+from deepcomp.container import Writer
+from deepcomp.entry import GRAPH, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
+from deepcomp.model.capture import Captured
+from deepcomp.network import Network
+from deepcomp.weights import Form, Packed
+from deepcomp.weights.dtypes import dtype_of, to_words
+from deepcomp.weights.exact import exact
+
+__all__ = ["write"]
+
+
+def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1) -> Iterator[tuple[str, Form | None]]:
+    """Write a network, one tensor at a time, giving each name as it is done.
+
+    Parameters
+    ----------
+    net : Network
+    writer : Writer
+    metadata : dict
+        JSON values that travel with the file.
+    jobs : int
+        Threads that pack and code tensors; the file does not depend on it.
+    """
+    numbers: dict[str, int] = {}
+    equal = _Equal(net)
+
+    def encode(name: str) -> tuple[Entry, list[bytes]]:
+        tensor = net.tensors[name]
+        entry = Entry(dtype_of(tensor.dtype), tuple(tensor.shape), net.roles.get(name, PARAMETER))
+        form = net.form(name) or exact(tensor)
+        return entry, pack(form.pack(), entry)
+
+    def encoded(name: str) -> tuple[Entry, list[bytes]] | None:
+        return None if name in net.tied else encode(name)
+
+    for name, result in _in_order(encoded, list(net.tensors), jobs):
+        source = net.tied.get(name)
+        twin = source or equal.earlier(name)
+        if twin is not None:
+            tensor = net.tensors[name]
+            entry = Entry(dtype_of(tensor.dtype), tuple(tensor.shape), net.roles.get(name, PARAMETER))
+            entry.source, entry.tied = numbers[twin], source is not None
+            body: list[bytes] = []
+        else:
+            assert result is not None
+            entry, body = result
+        numbers[name] = len(numbers)
+        writer.add(TENSOR, name, entry.pack(), body)
+        yield name, net.form(name)
+    if net.captured is not None:
+        writer.add(GRAPH, "", pack_graph(net.captured, numbers))
+    writer.add(METADATA, "", json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode())
+
+
+def pack(packed: Packed, entry: Entry) -> list[bytes]:
+    """Code a weight's symbols; note in `entry` what stands where, and return the parts of the body."""
+    body: list[bytes] = []
+    part = Part(packed.code, packed.facts)
+    for name, symbols in packed.symbols.items():
+        stream = entropy.encode(symbols)
+        part.symbols[name] = (len(symbols), len(stream))
+        body.append(stream)
+    for name, table in packed.tables.items():
+        table = np.ascontiguousarray(table, table.dtype.newbyteorder("<"))
+        part.tables[name] = (TABLE_TYPES[TABLE_TYPES.index(table.dtype)], table.size)
+        body.append(table.tobytes())
+    entry.parts.append(part)
+    return body + (pack(packed.inner, entry) if packed.inner is not None else [])
+
+
+def pack_graph(captured: Captured, numbers: dict[str, int]) -> bytes:
+    """The operations, behind the numbers of the tensors they refer to (as differences to the next one)."""
+    out, expected = wire.varint(len(captured.names)), 0
+    for name in captured.names:
+        out += wire.zigzag(numbers[name] - expected)
+        expected = numbers[name] + 1
+    return out + captured.graph.to_bytes()
+
+
+class _Equal:
+    """Finds tensors stored exactly that equal an earlier one, bit for bit."""
+
+    def __init__(self, net: Network) -> None:
+        self._net = net
+        self._seen: dict[tuple[Any, ...], list[str]] = {}
+
+    def earlier(self, name: str) -> str | None:
+        """The first tensor with the same bits, type and shape; None where this is the first."""
+        if self._net.form(name) is not None:
+            return None
+        tensor = self._net.tensors[name]
+        words = to_words(tensor)
+        if words.nbytes < 16:
+            return None  # a reference would cost as much
+        glimpse = words[:: max(1, words.size // 64)].tobytes()
+        peers = self._seen.setdefault((tensor.dtype, tuple(tensor.shape), glimpse), [])
+        for peer in peers:
+            if np.array_equal(to_words(self._net.tensors[peer]), words):
+                return peer
+        peers.append(name)
+        return None
+
+
+def _in_order(work: Callable[[str], Any], names: list[str], jobs: int) -> Iterator[tuple[str, Any]]:
+    """Each name with its result, in order; at most `jobs` + 1 results are held at a time."""
+    if jobs == 1:
+        yield from ((name, work(name)) for name in names)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: deque[tuple[str, Future[Any]]] = deque()
+        try:
+            for name in names:
+                waiting.append((name, pool.submit(work, name)))
+                if len(waiting) > jobs:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,13 @@
+"""What a recipe can do, one idea a file. A new step is a file here, a line below, and nothing else."""
+
+from __future__ import annotations
+
+from deepcomp.steps.prune import Prune
+from deepcomp.steps.quantize import Quantize
+from deepcomp.steps.share import Share
+from deepcomp.steps.step import Step
+from deepcomp.steps.store import Store
+
+__all__ = ["STEPS", "Step"]
+
+STEPS: dict[str, type[Step]] = {step.do: step for step in (Prune, Share, Quantize, Store)}

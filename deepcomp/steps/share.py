@@ -1,0 +1,53 @@
+"""Weight sharing by k-means (Han et al. 2016, §3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from deepcomp.errors import UsageError
+from deepcomp.network import Network
+from deepcomp.steps.step import Step
+from deepcomp.weights import Codebook
+
+__all__ = ["Share"]
+
+STARTS = ("optimal", "linear", "density", "forgy")
+
+
+@dataclass
+class Share(Step):
+    """Let the weights of each layer (under a mask: its survivors) share a few values.
+
+    Attributes
+    ----------
+    values : int
+        Shared values a layer, 2 to 65,536; fewer where a layer has fewer distinct weights.
+    start : {"optimal", "linear", "density", "forgy"}
+        `optimal` finds the best values outright, by dynamic programming on a histogram; the others
+        are the starts of Lloyd's iteration in the paper.
+    """
+
+    do: ClassVar[str] = "share"
+
+    values: int = 32
+    start: str = "optimal"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.values <= 1 << 16:
+            raise UsageError(f"share.values = {self.values}: 2 to 65536 expected")
+        if self.start not in STARTS:
+            raise UsageError(f"share.start = {self.start!r}: one of {', '.join(STARTS)} expected")
+
+    def run(self, net: Network) -> dict[str, Any]:
+        shared = 0
+        for name, _ in net.weights(self.layers, self.skip):
+
+            def cluster(values: Tensor, at: Tensor | None) -> Codebook:
+                return Codebook.cluster(values, self.values, self.start, net.seed)
+
+            net.refine(name, cluster)
+            shared += 1
+        return {"weights": shared}

@@ -1,0 +1,35 @@
+"""The forms a weight can be stored in; each is trainable, packable and the inverse of itself.
+
+==========  ==========================================  ============
+form        what it holds                               file
+==========  ==========================================  ============
+`Raw`       the exact bits of any tensor                raw.py
+`Codebook`  shared values                               codebook.py
+`Grid`      a uniform grid: scale, zero-point, bits     grid.py
+`Mask`      sparse positions over one of the above      mask.py
+`Rows`      distinct rows, over one of the above        rows.py
+==========  ==========================================  ============
+
+`exact` finds the smallest of these that loses nothing.
+"""
+
+from __future__ import annotations
+
+from deepcomp.errors import FormatError
+from deepcomp.weights.codebook import Codebook
+from deepcomp.weights.form import Form, Packed
+from deepcomp.weights.grid import Grid
+from deepcomp.weights.mask import Mask
+from deepcomp.weights.raw import Raw
+from deepcomp.weights.rows import Rows
+
+__all__ = ["FORMS", "Codebook", "Form", "Grid", "Mask", "Packed", "Raw", "Rows", "form_class"]
+
+FORMS: dict[int, type[Form]] = {form.code: form for form in (Raw, Codebook, Mask, Rows, Grid)}
+
+
+def form_class(code: int) -> type[Form]:
+    """The form with this number in the file."""
+    if code not in FORMS:
+        raise FormatError(f"form {code} found, one of {sorted(FORMS)} expected")
+    return FORMS[code]

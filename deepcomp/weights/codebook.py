@@ -1,0 +1,95 @@
+"""Shared values: a codebook and, for every weight, the index of its value."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcomp.weights import clustering
+from deepcomp.weights.dtypes import dtype_of, from_words, to_words
+from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
+
+__all__ = ["Codebook"]
+
+
+class Codebook(Form):
+    """Weights that share a few values (Han et al. 2016, §3).
+
+    The gradient of a value is the sum over its members, as in the paper, because that is what
+    autograd gives for `values[index]`; assignments stay frozen.
+
+    Parameters
+    ----------
+    values : Tensor, shape (k,)
+        The shared values, any dtype; trainable where that is a float type.
+    index : uint8, int16, int32 or int64 tensor, shape of the weight
+        Which value each weight takes.
+    """
+
+    code = 2
+    name = "codebook"
+    symbols = ("index",)
+    tables = ("values",)
+
+    def __init__(self, values: Tensor, index: Tensor) -> None:
+        super().__init__(tuple(index.shape), values.dtype)
+        self.values: Tensor
+        self.index: Tensor
+        if values.is_floating_point() and values.element_size() > 1:
+            self.values = nn.Parameter(values)
+        else:
+            self.register_buffer("values", values)
+        self.register_buffer("index", index)
+
+    @classmethod
+    def cluster(cls, weight: Tensor, k: int, start: str = "optimal", seed: int = 0) -> Self:
+        """Share at most `k` values, found by k-means on the weights (see `clustering.centroids`)."""
+        flat = weight.detach().reshape(-1).float().numpy()
+        values = torch.from_numpy(clustering.centroids(flat, k, start, seed)).to(weight.dtype)
+        index = clustering.assign(flat, values.float().numpy())
+        return cls(values, torch.from_numpy(_index_type(index)).reshape(weight.shape))
+
+    def forward(self) -> Tensor:
+        return self.values[self.index.long()]
+
+    def pack(self) -> Packed:
+        index = self.index.reshape(-1).numpy()
+        # Most frequent value first: code lengths then never fall along the alphabet, and large
+        # alphabets fall into buckets of nearly equal probability. Values nobody uses are dropped.
+        members = np.bincount(index, minlength=len(self.values))
+        order = np.argsort(-members, kind="stable")[: np.count_nonzero(members)]
+        rank = np.zeros(
+            len(members), np.uint32 if len(order) > 1 << 16 else np.uint16 if len(order) > 256 else np.uint8
+        )
+        rank[order] = np.arange(len(order))
+        return Packed(self.code, {"index": rank[index]}, {"values": to_words(self.values)[order]})
+
+    @classmethod
+    def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
+        index, words, kind, count = (
+            packed.symbols["index"],
+            packed.tables["values"],
+            dtype_of(dtype),
+            count_of(shape, at),
+        )
+        expect(words.dtype == kind.word and kind.words == 1, f"a codebook that does not hold {kind.name}")
+        expect(len(index) == count, f"{len(index)} indices found, {count} expected")
+        if count:
+            largest = int(index.max())
+            expect(largest < len(words), f"index {largest} found in a codebook of {len(words)}")
+        values = from_words(words.copy(), dtype, (len(words),))
+        return cls(values, torch.from_numpy(_index_type(index)).reshape(shape if at is None else (count,)))
+
+    @torch.no_grad()
+    def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
+        out: Tensor = zeros(self.shape, dtype=self.dtype)
+        torch.index_select(self.values, 0, self.index.reshape(-1).int(), out=out.view(-1))
+        return out
+
+
+def _index_type(index: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """Indices in the narrowest type torch can hold."""
+    return index if index.dtype == np.uint8 else index.astype(np.int32)

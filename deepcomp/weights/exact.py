@@ -1,0 +1,116 @@
+"""Finds what is already there: the smallest form that gives a tensor back to the bit.
+
+Zeros become a mask, few distinct values a codebook, repeated rows are stored once, and whatever is
+left keeps its bits as byte planes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcomp import entropy
+from deepcomp.entropy import planes
+from deepcomp.weights.codebook import Codebook
+from deepcomp.weights.dtypes import dtype_of, from_words, to_words
+from deepcomp.weights.form import Form
+from deepcomp.weights.mask import Mask
+from deepcomp.weights.raw import Raw
+from deepcomp.weights.rows import Rows
+
+__all__ = ["exact"]
+
+MOST_VALUES = 1 << 16  # a codebook holds at most this many
+_BLOCK = 1 << 17  # words sorted at a time while distinct values are counted
+_SAMPLE = 1 << 18  # words whose planes are measured to estimate what raw bits cost
+_GAP_PENALTY = 1.012  # measured cost of coded gaps over the Shannon bound of the positions
+
+Words = np.ndarray[Any, Any]
+
+
+def exact(tensor: Tensor) -> Form:
+    """The cheapest form that loses nothing.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any dtype the file knows, any shape.
+
+    Returns
+    -------
+    Form
+        `Raw`, `Codebook`, `Mask` over one of these, or `Rows` over one of all these.
+    """
+    kind = dtype_of(tensor.dtype)
+    if kind.words > 1 or tensor.numel() < 16:
+        return Raw(tensor)
+    words = to_words(tensor)
+    repeated = _repeated_rows(words.reshape(tensor.shape)) if tensor.ndim > 1 else None
+    if repeated is not None:
+        first, index = repeated
+        return Rows(torch.from_numpy(index), exact(tensor[torch.from_numpy(first)]))
+    filled = int(np.count_nonzero(words))
+    dense, dense_bits = _dense(tensor, words, kind.is_float)
+    if filled == 0 or filled > 0.9 * words.size:
+        return dense
+    positions = np.flatnonzero(words)
+    survivors = words[positions]
+    inner, inner_bits = _dense(from_words(survivors, tensor.dtype, survivors.shape), survivors, kind.is_float)
+    if _GAP_PENALTY * _position_bits(filled, words.size) + inner_bits > dense_bits:
+        return dense
+    return Mask(torch.from_numpy(positions), inner, tuple(tensor.shape))
+
+
+def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
+    """A codebook or raw bits, whichever is smaller, and its estimated bits."""
+    sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
+    share = words.size / max(sample.size, 1)
+    raw_bits = sum(entropy.cost(plane) for plane in planes.split(sample, rotate=is_float)) * share
+    values = _distinct(words)
+    if values is None:
+        return Raw(tensor), raw_bits
+    index = np.searchsorted(values, words).astype(np.int32)
+    bits = entropy.cost(index.astype(np.uint32)) + 8 * values.nbytes
+    if bits >= raw_bits:
+        return Raw(tensor), raw_bits
+    narrow = index.astype(np.uint8) if len(values) <= 256 else index
+    codebook = Codebook(from_words(values, tensor.dtype, values.shape), torch.from_numpy(narrow).reshape(tensor.shape))
+    return codebook, bits
+
+
+def _distinct(words: Words) -> Words | None:
+    """The distinct words, ascending, or None where a codebook of them cannot pay."""
+    most = min(MOST_VALUES, words.size // 2)
+    found = np.empty(0, words.dtype)
+    for start in range(0, words.size, _BLOCK):
+        found = np.union1d(found, words[start : start + _BLOCK])
+        if len(found) > most:
+            return None
+    return found
+
+
+def _position_bits(filled: int, size: int) -> float:
+    """Shannon bound in bits for which `filled` of `size` places are taken."""
+    share = filled / size
+    return size * -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+
+
+def _repeated_rows(words: Words) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """For rows that repeat: where each distinct row first stands, and which one each row is."""
+    rows = np.ascontiguousarray(words.reshape(len(words), -1))
+    if len(rows) < 2 or rows.shape[1] * rows.itemsize < 16:
+        return None
+    if len(np.unique(rows[:, : -(-8 // rows.itemsize)], axis=0)) > 0.9 * len(rows):
+        return None  # most rows differ in their first eight bytes already
+    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
+    _, first, index = np.unique(whole, return_index=True, return_inverse=True)
+    if len(first) > 0.9 * len(rows):
+        return None
+    # number the distinct rows by where they first stand, so that the order is the file's own
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[index]

@@ -1,0 +1,130 @@
+"""What every form of a weight can do, and what it becomes on its way to the file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcomp import entropy
+from deepcomp.errors import FormatError
+
+__all__ = ["Form", "Packed", "Zeros", "count_of", "expect"]
+
+Array = np.ndarray[Any, Any]
+Zeros = Callable[..., Tensor]
+
+
+@dataclass
+class Packed:
+    """A weight taken apart: integer symbols for the entropy coder, tables stored as they are.
+
+    Attributes
+    ----------
+    code : int
+        Which form it is (`Form.code`).
+    symbols : dict of str to uint array
+        What the entropy coder gets, by name, in the order of the file.
+    tables : dict of str to array
+        Small arrays that are stored verbatim, little-endian.
+    facts : dict of str to int
+        Whole numbers `unpack` needs.
+    inner : Packed, optional
+        What the form lies over: the values under a mask, the distinct rows.
+    """
+
+    code: int
+    symbols: dict[str, Array] = field(default_factory=dict)
+    tables: dict[str, Array] = field(default_factory=dict)
+    facts: dict[str, int] = field(default_factory=dict)
+    inner: Packed | None = None
+
+
+class Form(nn.Module, ABC):
+    """How a weight is stored: trainable as a module, packable as symbols.
+
+    `forward()` gives the dense weight, differentiably; `pack` and `unpack` are each other's
+    inverse: `Form.unpack(form.pack(), shape, dtype)` gives the same dense weight to the bit.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of what `forward()` returns.
+    dtype : torch.dtype
+        Element type of what `forward()` returns.
+    """
+
+    code: ClassVar[int]
+    name: ClassVar[str]
+    symbols: ClassVar[tuple[str, ...]] = ()
+    tables: ClassVar[tuple[str, ...]] = ()
+    facts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.dtype = dtype
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The dense weight, of shape `shape` and type `dtype`."""
+
+    @abstractmethod
+    def pack(self) -> Packed:
+        """The symbols and tables this weight is made of."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
+        """`pack` backwards.
+
+        Parameters
+        ----------
+        packed : Packed
+            From a file: nothing about it is trusted but that its arrays exist.
+        shape : tuple of int
+            Shape of the dense weight.
+        dtype : torch.dtype
+            Element type of the dense weight.
+        at : int64 tensor, optional
+            Under a mask: the flat positions of the values, in order; the form then holds these alone.
+
+        Raises
+        ------
+        FormatError
+            If the parts do not fit together.
+        """
+
+    def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
+        """The dense weight, detached; memory for it comes from `zeros(shape, dtype=)` where it must be filled."""
+        return self.forward().detach()
+
+    def cost(self) -> float:
+        """Ideal size in bits of what `pack` hands on: order-0 entropy of the symbols, plus the tables."""
+        bits, packed = 0.0, self.pack()
+        part: Packed | None = packed
+        while part is not None:
+            bits += sum(entropy.cost(array) for array in part.symbols.values())
+            bits += sum(8 * table.nbytes for table in part.tables.values())
+            part = part.inner
+        return bits
+
+    def describe(self) -> str:
+        """The form in a word, the inner one in brackets: `mask(codebook)`."""
+        return self.name
+
+
+def count_of(shape: tuple[int, ...], at: Tensor | None) -> int:
+    """How many values a form holds: all of the shape, or those at the mask's positions."""
+    return int(np.prod(shape, dtype=np.int64)) if at is None else at.numel()
+
+
+def expect(condition: bool, found: str) -> None:
+    """Raise a `FormatError` saying what was found unless the condition holds."""
+    if not condition:
+        raise FormatError(found)

@@ -1,0 +1,263 @@
+"""Uniform grid: w = s·(q − z) with b-bit integers q (Nagel et al. 2021, eq. 4–9)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcomp.errors import UsageError
+from deepcomp.weights import ranges
+from deepcomp.weights.blocks import Blocks
+from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
+
+__all__ = ["Grid", "nearest"]
+
+_SMALLEST_SCALE = 1e-30  # of constant or dead blocks: never 0, and far from fp32's subnormals
+RANGES = ("min-max", "percentile", "mse")
+
+
+def nearest(x: Tensor) -> Tensor:
+    """Round to the nearest integer, halves up, passing gradients straight through (eq. 37).
+
+    The one rounding rule used everywhere: ties go up rather than to even, as integer kernels do.
+    """
+    return x + ((x + 0.5).floor() - x).detach()
+
+
+class Grid(Form):
+    """A weight on a uniform grid, one scale and zero-point a block.
+
+    Integers run from 0 to 2^b − 1; a symmetric grid has its zero-point fixed in the middle and
+    leaves out the lowest integer, so that it reaches equally far both ways (its integers run to
+    2^b − 2 and the zero-point is 2^(b−1) − 1).
+
+    Parameters
+    ----------
+    weight : Tensor
+        The latent weight, trainable; of shape `blocks.shape`, or under a mask a vector of the
+        values at positions `at`.
+    scale : float32 tensor, shape (blocks.count,)
+    zero_point : float32 tensor, shape (blocks.count,)
+        Whole numbers; trained as real ones with straight-through rounding.
+    bits : int
+        1 to 16; a symmetric grid needs 2.
+    blocks : Blocks
+        Which weights share a scale.
+    """
+
+    code = 5
+    name = "grid"
+    symbols = ("q", "zero_point")
+    tables = ("scale",)
+    facts = ("bits", "symmetric", "axis", "group", "size", "lowest")
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        symmetric: bool,
+        blocks: Blocks,
+        at: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(tuple(weight.shape), dtype or weight.dtype)
+        self.latent = nn.Parameter(weight.detach().float())
+        self.scale = nn.Parameter(scale.float())
+        self.zero_point = nn.Parameter(zero_point.float(), requires_grad=not symmetric)
+        self.bits, self.symmetric, self.blocks = bits, symmetric, blocks
+        self._on_grid = False  # whether the latent weight is known to lie on the grid
+        self.at: Tensor | None
+        self.register_buffer("at", at)
+
+    @classmethod
+    def fit(
+        cls,
+        weight: Tensor,
+        bits: int,
+        *,
+        symmetric: bool = True,
+        axis: int | None = 0,
+        group: int = 1,
+        size: int = 0,
+        range: str = "min-max",
+        percentile: float = 0.01,
+        power_of_two: bool = False,
+        at: Tensor | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Self:
+        """A grid for given weights.
+
+        Parameters
+        ----------
+        weight : Tensor
+            The weights; under a mask the values at the flat positions `at` of a weight of `shape`.
+        bits : int
+            1 to 16.
+        axis, group, size : see `Blocks`
+        range : {"min-max", "percentile", "mse"}
+        percentile : float
+            Percent of the weights left outside at either end, for `range="percentile"`.
+        power_of_two : bool
+            Round scales up to powers of two.
+
+        Raises
+        ------
+        UsageError
+            If the settings contradict each other.
+        """
+        shape = shape or tuple(weight.shape)
+        if not (2 if symmetric else 1) <= bits <= 16:
+            raise UsageError(
+                f"bits = {bits}: a {'symmetric' if symmetric else 'asymmetric'} grid has {2 if symmetric else 1} to 16"
+            )
+        if range not in RANGES:
+            raise UsageError(f"range = {range!r}: one of {', '.join(RANGES)} expected")
+        if group < 1 or size < 0 or (group > 1 and size):
+            raise UsageError(
+                f"group = {group}, size = {size}: a group of channels or blocks within a channel, not both"
+            )
+        blocks = Blocks(shape, axis if len(shape) > 1 else None, group, size)
+        values = weight.detach().float()
+        dense = (
+            values
+            if at is None
+            else torch.full(shape, float("nan")).index_put_(tuple(torch.unravel_index(at, shape)), values)
+        )
+        rows = blocks.rows(dense, float("nan"))
+        settings = (bits, symmetric, power_of_two)
+        if range == "mse":
+            low, high = ranges.mse(
+                rows, lambda bounds: _row_error(rows, *_parameters(*bounds, *settings), bits, symmetric)
+            )
+        elif range == "percentile":
+            low, high = ranges.percentile(rows, percentile)
+        else:
+            low, high = ranges.min_max(rows)
+        scale, zero_point = _parameters(low.nan_to_num(0, 0, 0), high.nan_to_num(0, 0, 0), *settings)
+        return cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """One value a block, made to broadcast against the weights held."""
+        return self.blocks.spread(values) if self.at is None else values[self.blocks.at(self.at)]
+
+    def integers(self) -> Tensor:
+        """The integers q, as whole float32 numbers in the shape of the weights held."""
+        z = nearest(self._spread(self.zero_point))
+        return nearest(self.latent / self._spread(self.scale) + z).clamp(0, _top(self.bits, self.symmetric))
+
+    def forward(self) -> Tensor:
+        z = nearest(self._spread(self.zero_point))
+        return ((self.integers() - z) * self._spread(self.scale)).to(self.dtype)
+
+    @torch.no_grad()
+    def pack(self) -> Packed:
+        q = self.integers().reshape(-1)
+        lowest = int(q.min()) if q.numel() else 0  # symbols count from the lowest integer in use
+        symbols = {"q": _unsigned((q - lowest).numpy(), self.bits)}
+        if not self.symmetric:
+            symbols["zero_point"] = _unsigned(nearest(self.zero_point).numpy(), self.bits)
+        facts = {
+            "bits": self.bits,
+            "symmetric": int(self.symmetric),
+            "axis": -1 if self.blocks.axis is None else self.blocks.axis,
+            "group": self.blocks.group,
+            "size": self.blocks.size,
+            "lowest": lowest,
+        }
+        return Packed(self.code, symbols, {"scale": _pack_scale(self.scale.detach().numpy())}, facts)
+
+    @classmethod
+    def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
+        facts = packed.facts
+        bits, symmetric, axis = facts["bits"], bool(facts["symmetric"]), facts["axis"]
+        expect(1 <= bits <= 16, f"{bits} bits found, 1 to 16 expected")
+        expect(dtype.is_floating_point, f"a grid for {dtype}, a float type expected")
+        expect(
+            -1 <= axis < len(shape) and facts["group"] >= 1 and facts["size"] >= 0,
+            "a grid with an impossible axis, group or block",
+        )
+        blocks = Blocks(shape, None if axis < 0 else axis, facts["group"], facts["size"])
+        q, count = packed.symbols["q"], count_of(shape, at)
+        expect(len(q) == count, f"{len(q)} integers found, {count} expected")
+        scale = torch.from_numpy(_unpack_scale(packed.tables["scale"]))
+        expect(len(scale) == blocks.count, f"{len(scale)} scales found, {blocks.count} expected")
+        if symmetric:
+            expect("zero_point" not in packed.symbols, "a symmetric grid with zero-points")
+            zero_point = _middle(bits, blocks.count)
+        else:
+            expect("zero_point" in packed.symbols, "an asymmetric grid without zero-points")
+            zero_point = torch.from_numpy(packed.symbols["zero_point"].astype(np.float32))
+            expect(len(zero_point) == blocks.count, f"{len(zero_point)} zero-points found, {blocks.count} expected")
+        integers = torch.from_numpy(q.astype(np.float32)) + facts["lowest"]
+        if count:
+            span = (int(integers.min()), int(integers.max()))
+            expect(span[0] >= 0 and span[1] <= _top(bits, symmetric), f"integers {span} found on a grid of {bits} bits")
+        held = integers.reshape(shape if at is None else (count,))
+        form = cls(held, scale, zero_point, bits, symmetric, blocks, at, dtype)
+        with torch.no_grad():
+            form.latent.sub_(form._spread(zero_point)).mul_(form._spread(scale))
+        form._on_grid = True
+        return form
+
+    def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
+        return self.latent.detach().to(self.dtype) if self._on_grid else super().dense(zeros)
+
+    def describe(self) -> str:
+        return f"{self.name}{self.bits}"
+
+
+def _top(bits: int, symmetric: bool) -> int:
+    """The largest integer of the grid."""
+    return (1 << bits) - (2 if symmetric else 1)
+
+
+def _middle(bits: int, count: int) -> Tensor:
+    """The zero-points of a symmetric grid."""
+    return torch.full((count,), float((1 << bits - 1) - 1))
+
+
+def _parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool, power_of_two: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point for given ranges, which are first made to hold 0 (so that 0 stays exact)."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if symmetric:
+        scale = torch.maximum(-low, high) / ((1 << bits - 1) - 1)
+    else:
+        scale = (high - low) / ((1 << bits) - 1)
+    scale = scale.clamp(min=_SMALLEST_SCALE)
+    if power_of_two:
+        scale = torch.exp2(torch.log2(scale).ceil())
+    if symmetric:
+        return scale, _middle(bits, len(scale))
+    return scale, nearest(-low / scale).clamp(0, (1 << bits) - 1)
+
+
+def _row_error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool) -> Tensor:
+    """Squared quantisation error of each row; NaN entries count for nothing."""
+    s, z = scale[:, None], zero_point[:, None]
+    q = nearest(rows / s + z).clamp(0, _top(bits, symmetric))
+    return ((q - z) * s - rows).square().nansum(1, dtype=torch.float64)
+
+
+def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:  # type: ignore[type-arg]
+    return values.astype(np.uint8 if bits <= 8 else np.uint16)
+
+
+def _pack_scale(scale: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """Scales as float32, or as int8 exponents where all are powers of two."""
+    mantissa, exponent = np.frexp(scale)
+    if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
+        return (exponent - 1).astype(np.int8)
+    return scale.astype("<f4")
+
+
+def _unpack_scale(table: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    if table.dtype == np.int8:
+        return np.ldexp(np.float32(1), table.astype(np.int32)).astype(np.float32)
+    expect(table.dtype == np.dtype("<f4"), f"scales of type {table.dtype}, float32 or int8 expected")
+    expect(bool(np.isfinite(table).all()), "a scale that is not a finite number")
+    return table.astype(np.float32)

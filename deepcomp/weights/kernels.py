@@ -1,0 +1,55 @@
+# mypy: disallow-untyped-decorators=False
+"""Loops that numba compiles; imported only where `deepcomp.jit.pays` says that loading numba pays.
+
+Each has a numpy twin of the same name and result beside its caller.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["layer"]
+
+_DEPTH = 64  # open halves at most: one a level of the binary search tree over the bins
+
+
+@numba.njit(cache=True, nogil=True)
+def layer(
+    score: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    floor: NDArray[np.int32],
+    first: int,
+    cuts: NDArray[np.int32],
+) -> NDArray[np.float64]:
+    """One more cluster: the twin of `clustering._layer`, which says what goes in and out."""
+    size = len(score)
+    after = np.full(size, -np.inf)
+    low, high = np.empty(_DEPTH, np.int64), np.empty(_DEPTH, np.int64)
+    least, most = np.empty(_DEPTH, np.int64), np.empty(_DEPTH, np.int64)
+    low[0], high[0], least[0], most[0] = first, size - 1, 0, size - 2
+    open_halves = 1
+    while open_halves:
+        open_halves -= 1
+        a, b, c, d = low[open_halves], high[open_halves], least[open_halves], most[open_halves]
+        middle = (a + b) >> 1
+        stop = min(d, middle - 1)
+        start = min(max(c, floor[middle]), stop)
+        best, cut = -np.inf, start
+        for i in range(start, stop + 1):
+            part = sums[middle] - sums[i]
+            value = score[i] + part * part / (counts[middle] - counts[i])
+            if value > best:
+                best, cut = value, i
+        after[middle], cuts[middle] = best, cut
+        if a < middle:
+            low[open_halves], high[open_halves] = a, middle - 1
+            least[open_halves], most[open_halves] = c, cut
+            open_halves += 1
+        if middle < b:
+            low[open_halves], high[open_halves] = middle + 1, b
+            least[open_halves], most[open_halves] = cut, d
+            open_halves += 1
+    return after

@@ -1,0 +1,92 @@
+"""Raw: the exact bits of any tensor, as byte planes where that helps."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcomp import entropy
+from deepcomp.entropy import planes
+from deepcomp.weights.dtypes import DTYPES, dtype_of, from_words, to_words
+from deepcomp.weights.form import Form, Packed, count_of, expect
+
+__all__ = ["Raw"]
+
+_SAMPLE = 1 << 16  # words looked at to tell whether planes pay
+_PLANE_OVERHEAD = 8 * 24  # bits: a stream's head and a code table
+
+
+class Raw(Form):
+    """A tensor as it is, or rounded to a narrower float type for storage.
+
+    A float's word is rotated left by one bit, so that the exponent fills the top of the word; the
+    word is then cut into byte planes. The exponent plane of a trained network has an entropy of
+    about three bits (Hershcovitch et al. 2024, ZipNN); mantissa planes are stored as they are.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any dtype of `DTYPES`, any shape.
+    stored : torch.dtype, optional
+        A float type to round to in the file; the weight keeps the dtype of `tensor`.
+    """
+
+    code = 1
+    name = "raw"
+    symbols = tuple(f"plane{i}" for i in range(8))  # one a byte of a word, the lowest first
+    tables = ("words",)  # instead of planes
+    facts = ("stored",)
+
+    def __init__(self, tensor: Tensor, stored: torch.dtype | None = None) -> None:
+        super().__init__(tuple(tensor.shape), tensor.dtype)
+        self.stored = stored or tensor.dtype
+        tensor = tensor.detach().to(self.stored)
+        self.value: Tensor
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            self.value = nn.Parameter(tensor)
+        else:
+            self.register_buffer("value", tensor)
+
+    def forward(self) -> Tensor:
+        return self.value.to(self.dtype)
+
+    def pack(self) -> Packed:
+        kind = dtype_of(self.stored)
+        words = to_words(self.value)
+        facts = {"stored": kind.code} if self.stored != self.dtype else {}
+        if not _planes_pay(words, kind.is_float):
+            return Packed(self.code, tables={"words": words}, facts=facts)
+        cut = planes.split(words, rotate=kind.is_float)
+        return Packed(self.code, {f"plane{i}": plane for i, plane in enumerate(cut)}, facts=facts)
+
+    @classmethod
+    def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
+        stored = packed.facts.get("stored", dtype_of(dtype).code)
+        expect(stored in DTYPES, f"element type {stored} found, 0 to {max(DTYPES)} expected")
+        kind, count = DTYPES[stored], count_of(shape, at)
+        if packed.tables:
+            (words,) = packed.tables.values()
+            expect(words.dtype == kind.word, f"words of {words.dtype.itemsize} bytes, {kind.word_bytes} expected")
+        else:
+            cut = list(packed.symbols.values())
+            expect(len(cut) == kind.word_bytes, f"{len(cut)} byte planes found, {kind.word_bytes} expected")
+            expect(len({len(plane) for plane in cut}) == 1, "byte planes of different lengths")
+            expect(all(plane.dtype == np.uint8 for plane in cut), "a byte plane with values beyond 255")
+            words = planes.join(cut, kind.word, rotate=kind.is_float)
+        expect(len(words) == count * kind.words, f"{len(words)} words found, {count * kind.words} expected")
+        form = cls(from_words(words, kind.torch, shape if at is None else (count,)), kind.torch)
+        form.dtype = dtype
+        return form
+
+
+def _planes_pay(words: np.ndarray, is_float: bool) -> bool:  # type: ignore[type-arg]
+    """Whether coding byte planes beats the words as they are, judged by a sample of the words."""
+    if words.size < 16:
+        return False
+    sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
+    share = words.size / sample.size
+    saved = (8 * sample.size - entropy.cost(plane) for plane in planes.split(sample, rotate=is_float))
+    return sum(max(bits * share - _PLANE_OVERHEAD, 0) for bits in saved) > 8 * 2 * words.itemsize

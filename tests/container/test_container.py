@@ -1,0 +1,185 @@
+"""The file as bytes: what is written is read back, and nothing damaged passes for whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepcomp import wire
+from deepcomp.container import Reader, Writer
+from deepcomp.container.layout import CHUNK, HEADER, TRAILER, Record, pack_index, unpack_index
+from deepcomp.errors import FormatError, InputError
+
+BODIES = [b"", b"a" * 3, b"b" * CHUNK, b"c" * 10, b"", b"d" * (3 * CHUNK), b"e"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    with Writer(tmp_path / "x.dcz") as writer:
+        for i, body in enumerate(BODIES):
+            writer.add(i % 3, f"name{i}", bytes([i]), [body[:2], body[2:]])
+    return tmp_path / "x.dcz"
+
+
+def test_every_record_comes_back_in_any_order(file):
+    with Reader(file) as reader:
+        assert [(r.name, r.kind, r.head) for r in reader.records] == [
+            (f"name{i}", i % 3, bytes([i])) for i in range(len(BODIES))
+        ]
+        for i in (5, 1, 6, 0, 3, 2, 4, 4):
+            assert bytes(reader.body(reader.records[i])) == BODIES[i]
+        reader.check()
+
+
+def test_all_bytes_are_accounted_for(file):
+    with Reader(file) as reader:
+        bodies = sum(record.length for record in reader.records)
+        assert HEADER.size + bodies + reader.checksum_bytes + reader.index_size + TRAILER.size == file.stat().st_size
+
+
+def test_a_large_record_stands_in_a_chunk_of_its_own(file):
+    with Reader(file) as reader:
+        large = reader.records[5]
+        assert large.offset == 0
+        assert large.last
+        assert all(record.chunk != large.chunk for record in reader.records if record is not large)
+
+
+def test_one_record_is_read_without_the_others(file):
+    raw = bytearray(file.read_bytes())
+    raw[HEADER.size] ^= 1  # the first body
+    file.write_bytes(raw)
+    with Reader(file) as reader:
+        assert bytes(reader.body(reader.records[5])) == BODIES[5]
+        with pytest.raises(FormatError, match="checksum of name1"):
+            reader.body(reader.records[1])
+        with pytest.raises(FormatError):
+            reader.check()
+
+
+def test_every_single_byte_change_is_detected(file):
+    raw = file.read_bytes()
+    for place in [*range(40), *range(40, len(raw) - 400, 97), *range(len(raw) - 400, len(raw))]:
+        damaged = bytearray(raw)
+        damaged[place] ^= 0x10
+        file.write_bytes(damaged)
+        with pytest.raises(FormatError), Reader(file) as reader:
+            reader.check()
+
+
+def test_every_truncation_and_extension_is_detected(file):
+    raw = file.read_bytes()
+    for length in [*range(0, 100), *range(100, len(raw), 113), *range(len(raw) - 100, len(raw))]:
+        file.write_bytes(raw[:length])
+        with pytest.raises(FormatError):
+            Reader(file)
+    file.write_bytes(raw + b"\0")
+    with pytest.raises(FormatError):
+        Reader(file)
+
+
+def test_newer_major_version_is_refused_by_name(file):
+    raw = bytearray(file.read_bytes())
+    raw[4] = 2
+    file.write_bytes(raw)
+    with pytest.raises(FormatError, match=r"format 2\.0 found"):
+        Reader(file)
+
+
+names = st.text(max_size=12)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), names, st.binary(max_size=9), st.integers(0, 99)),
+        max_size=9,
+        unique_by=lambda r: r[:2],
+    )
+)
+@settings(max_examples=60)
+def test_index_round_trip(rows):
+    records = [Record(kind, name, head, length) for kind, name, head, length in rows]
+    end = HEADER.size + sum(r.length + 4 for r in records if r.length)
+    back = unpack_index(pack_index(records), end, "x")
+    assert [(r.kind, r.name, r.head, r.length) for r in back] == [(r.kind, r.name, r.head, r.length) for r in records]
+
+
+def test_index_bomb_is_refused_before_it_unfolds():
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = squeeze.compress(bytes(1 << 24)) + squeeze.flush()
+    for declared in (10, 1 << 24, 1 << 40):
+        with pytest.raises(FormatError):
+            unpack_index(b"\x01" + wire.varint(declared) + bomb, HEADER.size, "x")
+
+
+def test_two_records_of_one_name_are_refused():
+    twice = [Record(0, "a", b"", 0), Record(0, "a", b"", 0)]
+    with pytest.raises(FormatError, match="second record named 'a'"):
+        unpack_index(pack_index(twice), HEADER.size, "x")
+
+
+def test_lengths_that_do_not_tile_the_file_are_refused():
+    for wrong in (5, 1 << 50):
+        with pytest.raises(FormatError, match="chunks end at"):
+            unpack_index(pack_index([Record(0, "a", b"", wrong)]), HEADER.size + 8, "x")
+
+
+def test_existing_target_needs_force_and_failure_keeps_it(tmp_path):
+    target = tmp_path / "x.dcz"
+    target.write_bytes(b"precious")
+    with pytest.raises(InputError, match="exists already"), Writer(target):
+        pass
+    with pytest.raises(ZeroDivisionError), Writer(target, force=True) as writer:
+        writer.add(0, "a", b"", [b"body"])
+        1 / 0  # noqa: B018
+    assert target.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["x.dcz"]
+
+
+def test_target_that_appears_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "x.dcz"
+    with pytest.raises(InputError, match="exists already"), Writer(target):
+        target.write_bytes(b"precious")
+    assert target.read_bytes() == b"precious"
+
+
+def test_kill_never_leaves_a_partial_target(tmp_path):
+    target = tmp_path / "x.dcz"
+    code = textwrap.dedent(f"""
+        import sys
+        from deepcomp.container import Writer
+        n = 0
+        while True:
+            n += 1
+            with Writer({str(target)!r}, force=True) as writer:
+                for i in range(20):
+                    writer.add(0, str(i), b"", [bytes([n % 251]) * 50_000])
+            if n == 1: print("ready", flush=True)
+    """)
+    for delay in (0.0, 0.003, 0.011, 0.02, 0.033):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with Reader(target) as reader:
+            reader.check()
+            assert len(reader.records) == 20
+
+
+def test_wire_numbers_round_trip_and_refuse_needless_bytes():
+    for n in (0, 1, 127, 128, 300, 2**32, 2**64 - 1):
+        assert wire.Cursor(wire.varint(n)).varint() == n
+    for n in (0, -1, 1, -(2**40), 2**40):
+        assert wire.Cursor(wire.zigzag(n)).zigzag() == n
+    with pytest.raises(FormatError, match="needless"):
+        wire.Cursor(b"\x80\x00").varint()
+    with pytest.raises(FormatError, match="at byte 12"):
+        wire.Cursor(b"\x80", offset=11).varint()
