@@ -18,7 +18,7 @@ from deepcomp.container import Reader, Record
 from deepcomp.entry import BUFFER, CONSTANT, GRAPH, METADATA, PARAMETER, TENSOR, Entry, Part
 from deepcomp.errors import DeepcompError, FormatError, InputError
 from deepcomp.model.graph import Graph
-from deepcomp.runtime.interpreter import Interpreter
+from deepcomp.runtime.interpreter import Interpreter, Role
 from deepcomp.weights import Form, Packed, form_class
 from deepcomp.weights.dtypes import dtype_of, from_words
 
@@ -30,7 +30,7 @@ MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
 _ARENA = 64 << 20  # bytes of memory taken at a time for dense tensors
 _ALIGN = 64
-_ROLES = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
+_ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
 
 
 class File:

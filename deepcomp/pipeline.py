@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -282,7 +281,7 @@ def _fill(module: nn.Module, source: sources.Source, model: str) -> nn.Module:
     module.load_state_dict(dict(source.tensors), strict=False)
     for name, first in own.tied.items():
         if name in missing:
-            source.tensors = ChainMap({name: source.tensors[first]}, source.tensors)
+            source.tensors = _with(source.tensors, {name: source.tensors[first]})
         if torch.equal(source.tensors[name], source.tensors[first]):
             source.tied[name] = source.tied.get(first, first)
     source.buffers = own.buffers
@@ -308,8 +307,12 @@ def _capture(net: Network, inputs: Inputs | None, warnings: list[str]) -> None:
     except CaptureError as error:
         warnings.append(f"weights alone are stored: {error}")
         return
-    net.tensors = ChainMap(net.captured.constants, net.tensors)
+    net.tensors = _with(net.tensors, net.captured.constants)
     net.roles.update(dict.fromkeys(net.captured.constants, CONSTANT))
+
+
+def _with(tensors: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return sources.Gathered({**dict.fromkeys(tensors, tensors), **dict.fromkeys(more, more)})
 
 
 def _like(inputs: Inputs, module: nn.Module) -> Inputs:

@@ -59,7 +59,7 @@ _DECODE_SECONDS = 10e-9
 def cost(symbols: Symbols) -> float:
     """Order-0 entropy of an array, in bits: what an ideal coder with a free table would take."""
     if symbols.dtype == np.uint8:
-        counts = _histogram(symbols, jit.pays(len(symbols) * _COUNT_SECONDS))
+        counts = _histogram(symbols.view(np.uint8), jit.pays(len(symbols) * _COUNT_SECONDS))
     else:
         counts = np.unique_counts(symbols).counts
     counts = counts[counts > 0].astype(np.float64)
@@ -87,14 +87,11 @@ def encode(symbols: Symbols, coder: str = "auto") -> bytes:
         raise TypeError(f"symbols of {symbols.dtype}, shape {symbols.shape}: unsigned, at most 32 bits, 1-d expected")
     if not len(symbols):
         return bytes([_CONSTANT, 0])
-    symbols = np.ascontiguousarray(symbols)
     fast = jit.pays(len(symbols) * _ENCODE_SECONDS)
-    if symbols.dtype != np.uint8:
-        largest = int(symbols.max())
-        if largest > 255:
-            return _encode_wide(symbols.astype(np.uint32, copy=False), largest, coder, fast)
-        symbols = symbols.astype(np.uint8)
-    method, parts = _encode_bytes(symbols, coder, 0, fast)
+    largest = int(symbols.max())
+    if largest > 255:
+        return _encode_wide(np.ascontiguousarray(symbols, np.uint32), largest, coder, fast)
+    method, parts = _encode_bytes(np.ascontiguousarray(symbols, np.uint8), coder, 0, fast)
     return b"".join([bytes([method]), *parts])
 
 

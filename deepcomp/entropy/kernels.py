@@ -97,7 +97,6 @@ def encode_huffman(symbols, size, codes, out, lengths):  # type: ignore[no-untyp
     codes : uint32, code | bits << 16; out : uint8, eight bytes longer than what is written.
     """
     at = U(0)
-    lane = 0
     for begin in range(0, len(symbols), size):
         end = min(begin + size, len(symbols))
         start = at
@@ -120,8 +119,7 @@ def encode_huffman(symbols, size, codes, out, lengths):  # type: ignore[no-untyp
             bits += code >> U(16)
         _store8(out, at, held)
         at += (bits + U(7)) >> U(3)
-        lengths[lane] = at - start
-        lane += 1
+        lengths[begin // size] = at - start
     return at
 
 
@@ -178,12 +176,8 @@ def decode_huffman(data, starts, size, single, out, ends):  # type: ignore[no-un
     whole = len(out) // size
     lane = 0
     while lane + 4 <= whole:
-        at0, at1, at2, at3 = (
-            starts[lane] * U(8),
-            starts[lane + 1] * U(8),
-            starts[lane + 2] * U(8),
-            starts[lane + 3] * U(8),
-        )
+        at0, at1 = starts[lane] * U(8), starts[lane + 1] * U(8)
+        at2, at3 = starts[lane + 2] * U(8), starts[lane + 3] * U(8)
         to0 = U(lane) * step
         end0 = to1 = to0 + step
         end1 = to2 = to1 + step
@@ -413,8 +407,8 @@ def join_planes(planes, rotate, words):  # type: ignore[no-untyped-def]
     for begin in range(0, len(words), 4096):
         end = min(begin + 4096, len(words))
         for i in range(begin, end):
-            words[i] = U(planes[0, i]) >> turn | (U(planes[0, i]) & turn) << top
+            words[i] = U(planes[0][i]) >> turn | (U(planes[0][i]) & turn) << top
         for k in range(1, len(planes)):
             shift = U(8 * k) - turn
             for i in range(begin, end):
-                words[i] |= U(planes[k, i]) << shift
+                words[i] |= U(planes[k][i]) << shift

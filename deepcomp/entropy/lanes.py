@@ -2,7 +2,7 @@
 
 An array of n symbols is cut in lanes of 2**k symbols, the last one shorter. numpy decodes all lanes
 in lock-step, a symbol of each at a time; numba interleaves four, to keep the processor busy. A lane
-costs one to two bytes (three more with rANS), so short arrays are one lane.
+costs one to two bytes, with rANS four, so short arrays are one lane.
 
 Layout, in front of the lanes themselves, which follow each other without a gap::
 
@@ -11,8 +11,8 @@ Layout, in front of the lanes themselves, which follow each other without a gap:
     u8          width, 0 to 32
     fixed       for each lane but the last, by how much it is longer, `width` bits
 
-Where there is but one lane, k is all of it. Lengths are in units of the coder: bytes for Huffman, 16-bit words for rANS. The last lane extends
-to the end of the stream.
+A single lane stores k alone. Lengths are in units of the coder: bytes for Huffman, 16-bit words for
+rANS. The last lane extends to the end of the stream.
 """
 
 from __future__ import annotations

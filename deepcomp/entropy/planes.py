@@ -16,8 +16,8 @@ from deepcomp import jit
 
 __all__ = ["join", "split"]
 
-_SECONDS = 1.5e-9  # numpy, a byte
-_BLOCK = 1 << 14  # words worked on at a time, in the cache
+_SECONDS = 0.7e-9  # numpy, a byte
+_BLOCK = 1 << 16  # words worked on at a time, in the cache
 
 
 def split(words: NDArray[np.unsignedinteger], rotate: bool) -> list[NDArray[np.uint8]]:
@@ -38,9 +38,9 @@ def split(words: NDArray[np.unsignedinteger], rotate: bool) -> list[NDArray[np.u
     one, top = words.dtype.type(1), words.dtype.type(8 * size - 1)
     for begin in range(0, len(words), _BLOCK):
         block = words[begin : begin + _BLOCK]
-        if rotate:
-            block = block << one | block >> top
-        planes[:, begin : begin + len(block)] = block.astype(f"<u{size}", copy=False).view(np.uint8).reshape(-1, size).T
+        turned = block << one | block >> top if rotate else block
+        for k, plane in enumerate(planes):
+            plane[begin : begin + _BLOCK] = turned >> words.dtype.type(8 * k)  # its low byte
     return list(planes)
 
 
@@ -64,11 +64,9 @@ def join(
         kernels.join_planes(tuple(kernels.frozen(plane) for plane in planes), int(rotate), words)
         return words
     one, top = words.dtype.type(1), words.dtype.type(8 * size - 1)
-    block = np.empty((_BLOCK, size), np.uint8)
     for begin in range(0, len(words), _BLOCK):
-        target = words[begin : begin + _BLOCK]
-        for k, plane in enumerate(planes):
-            block[: len(target), k] = plane[begin : begin + _BLOCK]
-        word = block[: len(target)].view(f"<u{size}").reshape(-1)
-        target[:] = word >> one | word << top if rotate else word
+        block = planes[0][begin : begin + _BLOCK].astype(words.dtype)
+        for k in range(1, size):
+            block |= planes[k][begin : begin + _BLOCK].astype(words.dtype) << words.dtype.type(8 * k)
+        words[begin : begin + _BLOCK] = block >> one | block << top if rotate else block
     return words

@@ -5,7 +5,7 @@ time, and probabilities f / 2**p with a precision p of 8 to 14 bits that is chos
 
 Layout::
 
-    u8          p, 5 to 14
+    u8          p, 8 to 14
     table       (`tables`) for each symbol p + 1 - (bits in f), 0 if f = 0
     fields      for each symbol that occurs the bits of f below its leading one, filled up to a byte
     lanes       their lengths (`lanes`, in 16-bit words), then for each lane a u32, the state, and
@@ -38,6 +38,7 @@ __all__ = ["Model", "decode", "encode", "estimate", "model", "normalise"]
 
 _LOWER = 1 << 16
 _PRECISIONS = (8, 10, 12, 14)
+_LARGE = 1.005  # a table of 2**14 slots does not fit the first cache: it has to save that much
 _LEAST = 1024  # bytes a lane, of which four are lost
 _LOST = 3.0  # bytes: the state holds 16 bits at the start, and up to 15 are lost at the end
 
@@ -73,7 +74,7 @@ def model(histogram: NDArray[np.int64]) -> Model:
             frequency = normalise(histogram, precision)
             bits = float(histogram[present] @ (precision - np.log2(frequency[present])))
             models.append(Model(precision, frequency, _table(frequency, precision), bits))
-    return min(models, key=lambda model: model.bits / 8 + len(model.table))
+    return min(models, key=lambda model: (model.bits / 8 + len(model.table)) * (1 if model.precision <= 12 else _LARGE))
 
 
 def normalise(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
@@ -137,7 +138,8 @@ def encode(symbols: NDArray[np.uint8], model: Model, fast: bool) -> Parts:
         used = kernels.encode_rans(kernels.frozen(symbols), 1 << k, _coding(model), model.precision, out, sizes)
         payload: bytes | memoryview = out[:used].data.cast("B")
     else:
-        payload = _encode_lockstep(symbols, 1 << k, model, sizes)
+        encoder = _encode_one_by_one if number < lanes.FEW else _encode_lockstep
+        payload = encoder(symbols, 1 << k, model, sizes)
     return [model.table, lanes.write(k, sizes), payload]
 
 
@@ -155,6 +157,23 @@ def _coding(model: Model) -> NDArray[np.uint64]:
     return np.stack(
         [frequency << np.uint64(32 - model.precision), reciprocal, others, model.first.astype(np.uint64)], 1
     )
+
+
+def _encode_one_by_one(symbols: NDArray[np.uint8], size: int, model: Model, sizes: NDArray[np.int64]) -> bytes:
+    """Encode few lanes in plain Python."""
+    precision, shares, firsts = model.precision, model.frequency.tolist(), model.first.tolist()
+    coded: list[int] = []  # back to front
+    for lane in reversed(range(len(sizes))):
+        before, state = len(coded), _LOWER
+        for symbol in reversed(symbols[lane * size : (lane + 1) * size].tolist()):
+            share = shares[symbol]
+            if state >= share << (32 - precision):
+                coded.append(state & 0xFFFF)
+                state >>= 16
+            state = (state // share << precision) + state % share + firsts[symbol]
+        coded += [state >> 16, state & 0xFFFF]
+        sizes[lane] = len(coded) - before
+    return np.array(coded[::-1], "<u2").tobytes()
 
 
 def _encode_lockstep(symbols: NDArray[np.uint8], size: int, model: Model, sizes: NDArray[np.int64]) -> bytes:
@@ -274,7 +293,7 @@ def _decode_one_by_one(
     out = np.empty(layout.count, np.uint8)
     states = _first_states(words, layout)
     ends = layout.starts + 2
-    stream = memoryview(words)
+    stream = words.data
     last = len(words) - 1
     for lane in range(len(layout.starts)):
         state, at = int(states[lane]), int(ends[lane])

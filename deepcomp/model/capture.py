@@ -10,19 +10,21 @@ dimension of the inputs, the batch, stays free.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import operator
 import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deepcomp.errors import CaptureError
 from deepcomp.model import ops
@@ -178,7 +180,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -197,8 +199,8 @@ def _export(module: nn.Module, examples: inspect.BoundArguments, batch: int) -> 
         if any(_writes(node) for node in _all_nodes(program)):
             program = program.run_decompositions({})
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise CaptureError(f"{type(module).__name__} cannot be traced: {reason}") from error
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"{type(module).__name__} cannot be traced: {first.split('. ')[0][:200]}") from error
     for output in program.graph_signature.output_specs:
         if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             raise CaptureError(f"{type(module).__name__} writes to {output.target} when it is called")
@@ -262,7 +264,7 @@ class _Translation:
     def input(self, node: fx.Node) -> Value:
         found = node.meta["val"]
         name = self.input_names[len(self.inputs)]
-        shape = tuple(size if isinstance(size, int) else None for size in found.shape)
+        shape = tuple(int(size) if is_concrete_int(size) else None for size in found.shape)
         if shape and shape[0] == self.batch:
             raise CaptureError(f"the batch size of input {name!r} is fixed by the network, any size expected")
         self.inputs.append(Input(name, found.dtype, shape))
@@ -360,7 +362,8 @@ def _filled(structure: Any, found: Mapping[fx.Node, Any]) -> Any:
 
 def _bounds(found: Sequence[Any]) -> tuple[Any, Any, Any]:
     """Start, end and step of a slice, None where it goes all the way."""
-    start, end, step = [*found, *(None, None, 1)[len(found) :]]
+    given: list[Any] = [*found, *(None, None, 1)[len(found) :]]
+    start, end, step = given
     return None if start == 0 else start, None if end == sys.maxsize else end, step
 
 

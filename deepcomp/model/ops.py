@@ -47,7 +47,7 @@ NAMES: dict[int, str] = {
     128: "conv3d", 129: "conv1d.padding", 130: "conv3d.padding", 131: "conv_transpose1d", 132: "conv_transpose3d.input",
     133: "convolution", 134: "conv_tbc", 135: "im2col", 136: "col2im", 137: "baddbmm", 138: "addbmm", 139: "addmv",
     140: "mv", 141: "dot", 142: "outer", 143: "inner", 144: "einsum", 145: "tensordot", 146: "bilinear", 147: "addcmul",
-    148: "addcdiv", 149: "linalg_vector_norm", 150: "cdist", 151: "cosine_similarity", 152: "linalg_norm",
+    148: "addcdiv", 149: "linalg_vector_norm", 150: "cdist", 151: "cosine_similarity", 152: "linalg_norm", 153: "vdot",
     # normalisation, recurrence, embedding
     160: "instance_norm", 161: "rms_norm", 162: "native_layer_norm", 163: "native_group_norm", 164: "rnn_tanh.input",
     165: "rnn_relu.input", 166: "lstm_cell", 167: "gru_cell", 168: "rnn_tanh_cell", 169: "rnn_relu_cell",

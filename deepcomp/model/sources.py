@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcomp.errors import InputError
 
-__all__ = ["Source", "from_module", "from_path", "from_tensors"]
+__all__ = ["Gathered", "Source", "from_module", "from_path", "from_tensors"]
 
 
 @dataclass
@@ -91,7 +91,7 @@ class _Shard(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         try:
-            self._file = safe_open(path, framework="pt")
+            self._file: Any = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a safetensors file: {error}") from None
         self._names = list(self._file.keys())
@@ -108,10 +108,16 @@ class _Shard(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class _Shards(Mapping[str, Tensor]):
-    """The tensors of several safetensors files, as an index assigns them."""
+class Gathered(Mapping[str, Tensor]):
+    """Tensors of several mappings as one.
 
-    def __init__(self, places: dict[str, _Shard]) -> None:
+    Parameters
+    ----------
+    places : dict of str to mapping
+        For each name the mapping it is read from.
+    """
+
+    def __init__(self, places: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._places = places
 
     def __getitem__(self, name: str) -> Tensor:
@@ -142,7 +148,7 @@ def _from_folder(folder: Path) -> Source:
         if name not in list(shards[file]):
             raise InputError(f"{found[0]}: {name} is not in shard {file}")
     nbytes = sum((folder / file).stat().st_size for file in shards) + found[0].stat().st_size
-    return Source(_Shards({name: shards[file] for name, file in names.items()}), nbytes)
+    return Source(Gathered({name: shards[file] for name, file in names.items()}), nbytes)
 
 
 def _from_pickle(path: Path) -> Source:

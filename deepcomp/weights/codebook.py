@@ -90,6 +90,6 @@ class Codebook(Form):
         return out
 
 
-def _index_type(index: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _index_type(index: np.ndarray) -> np.ndarray:
     """Indices in the narrowest type torch can hold."""
     return index if index.dtype == np.uint8 else index.astype(np.int32)

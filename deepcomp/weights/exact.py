@@ -26,6 +26,7 @@ __all__ = ["exact"]
 MOST_VALUES = 1 << 16  # a codebook holds at most this many
 _BLOCK = 1 << 17  # words sorted at a time while distinct values are counted
 _SAMPLE = 1 << 18  # words whose planes are measured to estimate what raw bits cost
+_MASK_WORTH = 1.01  # a mask may be this much larger: it decodes faster
 _GAP_PENALTY = 1.012  # measured cost of coded gaps over the Shannon bound of the positions
 
 Words = np.ndarray[Any, Any]
@@ -48,18 +49,20 @@ def exact(tensor: Tensor) -> Form:
     if kind.words > 1 or tensor.numel() < 16:
         return Raw(tensor)
     words = to_words(tensor)
+    if words.min() == words.max():
+        return Raw(tensor)
     repeated = _repeated_rows(words.reshape(tensor.shape)) if tensor.ndim > 1 else None
     if repeated is not None:
         first, index = repeated
         return Rows(torch.from_numpy(index), exact(tensor[torch.from_numpy(first)]))
     filled = int(np.count_nonzero(words))
     dense, dense_bits = _dense(tensor, words, kind.is_float)
-    if filled == 0 or filled > 0.9 * words.size:
+    if filled > 0.9 * words.size:
         return dense
     positions = np.flatnonzero(words)
     survivors = words[positions]
     inner, inner_bits = _dense(from_words(survivors, tensor.dtype, survivors.shape), survivors, kind.is_float)
-    if _GAP_PENALTY * _position_bits(filled, words.size) + inner_bits > dense_bits:
+    if _GAP_PENALTY * _position_bits(filled, words.size) + inner_bits > _MASK_WORTH * dense_bits:
         return dense
     return Mask(torch.from_numpy(positions), inner, tuple(tensor.shape))
 
@@ -95,7 +98,7 @@ def _distinct(words: Words) -> Words | None:
 def _position_bits(filled: int, size: int) -> float:
     """Shannon bound in bits for which `filled` of `size` places are taken."""
     share = filled / size
-    return size * -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    return -size * float(share * np.log2(share) + (1 - share) * np.log2(1 - share))
 
 
 def _repeated_rows(words: Words) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

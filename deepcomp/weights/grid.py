@@ -129,16 +129,17 @@ class Grid(Form):
             else torch.full(shape, float("nan")).index_put_(tuple(torch.unravel_index(at, shape)), values)
         )
         rows = blocks.rows(dense, float("nan"))
-        settings = (bits, symmetric, power_of_two)
+
+        def parameters(bounds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return _parameters(*bounds, bits, symmetric, power_of_two)
+
         if range == "mse":
-            low, high = ranges.mse(
-                rows, lambda bounds: _row_error(rows, *_parameters(*bounds, *settings), bits, symmetric)
-            )
+            low, high = ranges.mse(rows, lambda bounds: _row_error(rows, *parameters(bounds), bits, symmetric))
         elif range == "percentile":
             low, high = ranges.percentile(rows, percentile)
         else:
             low, high = ranges.min_max(rows)
-        scale, zero_point = _parameters(low.nan_to_num(0, 0, 0), high.nan_to_num(0, 0, 0), *settings)
+        scale, zero_point = parameters((low.nan_to_num(0, 0, 0), high.nan_to_num(0, 0, 0)))
         return cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
 
     def _spread(self, values: Tensor) -> Tensor:
@@ -243,11 +244,11 @@ def _row_error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symme
     return ((q - z) * s - rows).square().nansum(1, dtype=torch.float64)
 
 
-def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:  # type: ignore[type-arg]
+def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:
     return values.astype(np.uint8 if bits <= 8 else np.uint16)
 
 
-def _pack_scale(scale: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _pack_scale(scale: np.ndarray) -> np.ndarray:
     """Scales as float32, or as int8 exponents where all are powers of two."""
     mantissa, exponent = np.frexp(scale)
     if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
@@ -255,9 +256,9 @@ def _pack_scale(scale: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return scale.astype("<f4")
 
 
-def _unpack_scale(table: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _unpack_scale(table: np.ndarray) -> np.ndarray:
     if table.dtype == np.int8:
-        return np.ldexp(np.float32(1), table.astype(np.int32)).astype(np.float32)
+        return np.asarray(np.ldexp(np.float32(1), table.astype(np.int32)), np.float32)
     expect(table.dtype == np.dtype("<f4"), f"scales of type {table.dtype}, float32 or int8 expected")
     expect(bool(np.isfinite(table).all()), "a scale that is not a finite number")
     return table.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -99,7 +100,10 @@ class Mask(Form):
         """The weight as a `torch.sparse_csr` tensor of two dimensions, for sparse matrix products."""
         rows, columns, values = self._coordinates()
         starts = torch.searchsorted(rows, torch.arange(self.shape[0] + 1))
-        return torch.sparse_csr_tensor(starts, columns, values, (self.shape[0], int(np.prod(self.shape[1:]))))
+        shape = (self.shape[0], int(np.prod(self.shape[1:])))
+        with warnings.catch_warnings():  # of torch: that the layout is new, and that it could check more
+            warnings.simplefilter("ignore")
+            return torch.sparse_csr_tensor(starts, columns, values, shape)
 
     def _coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
         columns = int(np.prod(self.shape[1:]))

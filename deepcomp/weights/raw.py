@@ -76,13 +76,15 @@ class Raw(Form):
             expect(len({len(plane) for plane in cut}) == 1, "byte planes of different lengths")
             expect(all(plane.dtype == np.uint8 for plane in cut), "a byte plane with values beyond 255")
             words = planes.join(cut, kind.word, rotate=kind.is_float)
+        if not words.flags.writeable:
+            words = words.copy()  # it lies in the bytes of the file
         expect(len(words) == count * kind.words, f"{len(words)} words found, {count * kind.words} expected")
         form = cls(from_words(words, kind.torch, shape if at is None else (count,)), kind.torch)
         form.dtype = dtype
         return form
 
 
-def _planes_pay(words: np.ndarray, is_float: bool) -> bool:  # type: ignore[type-arg]
+def _planes_pay(words: np.ndarray, is_float: bool) -> bool:
     """Whether coding byte planes beats the words as they are, judged by a sample of the words."""
     if words.size < 16:
         return False
