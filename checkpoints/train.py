@@ -23,7 +23,8 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from deepcomp.model import zoo
-from deepcomp.model.data import Data, batches, load_data
+from deepcomp.model.data import Data, batches
+from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import call, evaluate
 
 

@@ -49,16 +49,9 @@ class Budget:
         """Why a file does not fit; None where it does."""
         if self.max_size is not None and report.output_bytes > self.max_size:
             return f"{report.output_bytes:,} bytes is the smallest found, at most {self.max_size:,} allowed"
-        if self.max_drop is not None and drop(report) > self.max_drop:
-            return f"a drop of {drop(report):.4g} is the least found, at most {self.max_drop:.4g} allowed"
+        if self.max_drop is not None and _drop(report) > self.max_drop:
+            return f"a drop of {_drop(report):.4g} is the least found, at most {self.max_drop:.4g} allowed"
         return None
-
-
-def drop(report: Report) -> float:
-    """How much worse the metric became; negative where it became better."""
-    assert report.metric is not None
-    change: float = report.metric["after"] - report.metric["before"]
-    return -change if report.metric.get("higher_is_better") else change
 
 
 def search(
@@ -105,7 +98,7 @@ def search(
             chosen = _first(len(values), lambda place: at(place).output_bytes <= (budget.max_size or 0))
             chosen = min(chosen, len(values) - 1)
         elif budget.max_drop is not None:
-            chosen = max(_first(len(values), lambda place: drop(at(place)) > (budget.max_drop or 0)) - 1, 0)
+            chosen = max(_first(len(values), lambda place: _drop(at(place)) > (budget.max_drop or 0)) - 1, 0)
         else:
             default = recipe.value(key) if key else None
             chosen = values.index(default) if default in values else 0
@@ -119,6 +112,11 @@ def search(
     if missed:
         raise BudgetError(missed, report)
     return report
+
+
+def _drop(report: Report) -> float:
+    assert report.metric is not None
+    return float(report.metric["drop"])
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:
@@ -136,7 +134,7 @@ def _first(count: int, holds: Callable[[int], bool]) -> int:
 def _point(key: str, value: Any, report: Report) -> dict[str, Any]:
     point = {"setting": key, "value": value, "bytes": report.output_bytes, "ratio": report.ratio}
     if report.metric is not None:
-        point |= {"metric": report.metric["name"], "quality": report.metric["after"], "drop": drop(report)}
+        point |= {"metric": report.metric["name"], "quality": report.metric["after"], "drop": report.metric["drop"]}
     return point
 
 

@@ -170,7 +170,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from deepcomp import loader, pipeline
-    from deepcomp.model.data import load_data
+    from deepcomp.model.datasets import load_data
     from deepcomp.model.evaluate import evaluate
 
     data = load_data(options.data, options.data_dir)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepcomp.model import zoo
-from deepcomp.model.data import Data, batches, load_data
+from deepcomp.model.data import Data, batches
+from deepcomp.model.datasets import load_data
 from deepcomp.pipeline import Progress, Report, compress
 from deepcomp.verification import verify
 
@@ -19,7 +20,7 @@ EPOCHS = 30
 RUNS: tuple[tuple[str, dict[str, object]], ...] = (
     ("lossless", {}),
     ("uniform", {"quantize.bits": 4}),
-    ("deep-compression", {"prune.density": 0.3, "share.values": 16}),
+    ("deep-compression", {}),
 )
 
 

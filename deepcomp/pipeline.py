@@ -23,9 +23,10 @@ from deepcomp.entry import BUFFER, CONSTANT
 from deepcomp.errors import CaptureError, InputError, UsageError
 from deepcomp.model import sources, zoo
 from deepcomp.model.capture import Captured, capture
-from deepcomp.model.data import Data, Inputs, load_data
+from deepcomp.model.data import Data, Inputs
 from deepcomp.model.data import example_inputs as first_inputs
-from deepcomp.model.evaluate import evaluate, output_change
+from deepcomp.model.datasets import load_data
+from deepcomp.model.evaluate import drop, evaluate, output_change
 from deepcomp.network import Network
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
@@ -52,7 +53,7 @@ class Report:
     steps : list of dict
         `do`, `seconds`, and what the step reports.
     metric : dict or None
-        `name`, `before`, `after`; None without data.
+        `name`, `before`, `after` and `drop` (how much worse, in the metric's unit); None without data.
     tensors : list of dict
         See `report.inspection.inspect`.
     warnings : list of str
@@ -268,6 +269,7 @@ def _fill(module: nn.Module, source: sources.Source, model: str) -> nn.Module:
     own = sources.from_module(module)
     missing = [name for name in own.tensors if name not in source.tensors]
     absent = [name for name in missing if own.tied.get(name) not in source.tensors]
+    absent = [name for name in absent if not name.endswith("num_batches_tracked")]  # older files lack these counters
     odd = [name for name in source.tensors if name not in own.tensors]
     if absent or odd:
         raise InputError(f"weights do not fit {model}: missing {absent[:3]}, not known {odd[:3]}")
@@ -280,9 +282,9 @@ def _fill(module: nn.Module, source: sources.Source, model: str) -> nn.Module:
         module = module.to(floats.pop())
     module.load_state_dict(dict(source.tensors), strict=False)
     for name, first in own.tied.items():
-        if name in missing:
+        if name in missing and first in source.tensors:
             source.tensors = _with(source.tensors, {name: source.tensors[first]})
-        if torch.equal(source.tensors[name], source.tensors[first]):
+        if name in source.tensors and torch.equal(source.tensors[name], source.tensors[first]):
             source.tied[name] = source.tied.get(first, first)
     source.buffers = own.buffers
     return module.eval()
@@ -347,14 +349,9 @@ def _judge(
     )
     if data.metric is None or data.test is None:
         change = output_change(before, after, data)
-        return {"name": "change of the outputs", "before": 0.0, "after": change.relative}
-    scores = [evaluate(module, data) for module in (before, after)]
-    return {
-        "name": scores[0].name,
-        "before": scores[0].value,
-        "after": scores[1].value,
-        "higher_is_better": scores[0].higher_is_better,
-    }
+        return {"name": "change of outputs", "before": 0.0, "after": change.relative, "drop": change.relative}
+    was, now = (evaluate(module, data) for module in (before, after))
+    return {"name": was.name, "before": was.value, "after": now.value, "drop": drop(was, now)}
 
 
 @contextmanager

@@ -51,9 +51,9 @@ _RANS_PAYS = 0.99  # of the bytes with Huffman, which decodes three times as fas
 _FIXED_PAYS = 1.005  # of the bytes of the best, since fixed fields decode for next to nothing
 
 # What numpy takes, for `jit`.
-_COUNT_SECONDS = 2e-9
+_COUNT_SECONDS = 1e-9
 _ENCODE_SECONDS = 30e-9
-_DECODE_SECONDS = 10e-9
+_DECODE_SECONDS = {_CONSTANT: 0.0, _FIXED: 0.0, _HUFFMAN: 10e-9, _RANS: 40e-9}
 
 
 def cost(symbols: Symbols) -> float:
@@ -116,19 +116,18 @@ def _encode_bytes(symbols: NDArray[np.uint8], coder: str, beside: int, fast: boo
     largest = int(present[-1])
     if len(present) == 1:
         return _CONSTANT, [varint(largest)]
-    if coder == "auto" or coder == "huffman":
+    if coder in ("auto", "huffman"):
         lengths = huffman.code_lengths(histogram)
-    if coder == "auto" or coder == "rans":
+    if coder in ("auto", "rans"):
         model = rans.model(histogram)
     width = largest.bit_length()
     if coder == "auto":
-        sizes = {
-            "fixed": beside + 1 + fixed_bytes(len(symbols), width),
-            "huffman": beside + huffman.estimate(histogram, lengths),
-            "rans": beside + rans.estimate(len(symbols), model),
-        }
-        coder = "rans" if sizes["rans"] < _RANS_PAYS * sizes["huffman"] else "huffman"
-        if sizes["fixed"] <= _FIXED_PAYS * sizes[coder]:
+        best = beside + huffman.estimate(histogram, lengths)
+        coder = "huffman"
+        shorter = beside + rans.estimate(len(symbols), model)
+        if shorter < _RANS_PAYS * best:
+            best, coder = shorter, "rans"
+        if beside + 1 + fixed_bytes(len(symbols), width) <= _FIXED_PAYS * best:
             coder = "fixed"
     if coder == "huffman":
         return _HUFFMAN, huffman.encode(symbols, histogram, lengths, fast)
@@ -170,7 +169,9 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0) ->
     method = head & ~_WIDE
     if method > _RANS:
         cursor.fail(f"method {method}, at most {_RANS} expected,")
-    fast = method > _FIXED and jit.pays(count * _DECODE_SECONDS)
+    if not count and head:
+        cursor.fail(f"method {method} for no symbols, {_CONSTANT} expected,")
+    fast = jit.pays(count * _DECODE_SECONDS[method])
     if not head & _WIDE:
         return _decode_method(method, cursor, count, fast)
     extras = cursor.varint(cursor.left)
@@ -192,10 +193,10 @@ def _decode_method(method: int, cursor: Cursor, count: int, fast: bool) -> Symbo
     if method == _CONSTANT:
         value = cursor.varint(_VALUES - 1 if count else 0)
         symbols: Symbols = np.full(count, value, np.min_scalar_type(value))
-    elif method == _FIXED or not count:
+    elif method == _FIXED:
         width = cursor.byte()
-        if not 1 <= width <= 32 or not count:
-            cursor.fail(f"{count} fields of {width} bits, 1 to 32 expected,")
+        if not 1 <= width <= 32:
+            cursor.fail(f"fields of {width} bits, 1 to 32 expected,")
         symbols = read_fixed(cursor, count, width)
     elif method == _HUFFMAN:
         symbols = huffman.decode(cursor, count, fast)

@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from deepcomp.wire import Cursor
 
-__all__ = ["Parts", "deposit", "fixed_bytes", "pack_fixed", "pack_variable", "read_fixed", "read_variable", "windows"]
+__all__ = [
+    "Parts",
+    "deposit",
+    "fixed_bytes",
+    "pack_fixed",
+    "pack_variable",
+    "read_fixed",
+    "read_variable",
+    "take_bits",
+    "windows",
+]
 
 Parts: TypeAlias = list[bytes | memoryview]
 Integers: TypeAlias = NDArray[np.unsignedinteger]
@@ -59,11 +69,9 @@ def read_fixed(cursor: Cursor, count: int, width: int) -> Integers:
     FormatError
         If the data end early or a pad bit is set.
     """
-    raw = np.frombuffer(cursor.take(fixed_bytes(count, width)), np.uint8)
+    raw = _take(cursor, count * width)
     if width == 8:
         return raw
-    if count * width % 8 and raw[-1] >> (count * width % 8):
-        cursor.fail("pad bits that are not zero")
     kind = _kind(width)
     if width in (16, 32):
         return raw.view(kind).astype(kind.newbyteorder("="), copy=False)
@@ -77,6 +85,18 @@ def read_fixed(cursor: Cursor, count: int, width: int) -> Integers:
         column = packed[:, byte].astype(kind)
         fields[:, field] |= (column << kind.type(shift) if shift >= 0 else column >> kind.type(-shift)) & mask
     return fields.reshape(-1)[:count]
+
+
+def take_bits(cursor: Cursor, bits: int) -> NDArray[np.uint8]:
+    """Read a run of bits that ends in zero bits up to a whole byte; eight zero bytes are added to it."""
+    return np.concatenate([_take(cursor, bits), np.zeros(_WINDOW, np.uint8)])
+
+
+def _take(cursor: Cursor, bits: int) -> NDArray[np.uint8]:
+    raw = np.frombuffer(cursor.take((bits + 7) // 8), np.uint8)
+    if bits % 8 and raw[-1] >> (bits % 8):
+        cursor.fail("pad bits that are not zero")
+    return raw
 
 
 def _kind(width: int) -> np.dtype[np.unsignedinteger]:
@@ -126,11 +146,7 @@ def read_variable(cursor: Cursor, widths: NDArray[np.uint8]) -> NDArray[np.uint3
     FormatError
         If the data end early or a pad bit is set.
     """
-    total = int(widths.sum(dtype=np.int64))
-    raw = np.frombuffer(cursor.take((total + 7) // 8), np.uint8)
-    if total % 8 and raw[-1] >> (total % 8):
-        cursor.fail("pad bits that are not zero")
-    window = windows(np.concatenate([raw, np.zeros(_WINDOW, np.uint8)]))
+    window = windows(take_bits(cursor, int(widths.sum(dtype=np.int64))))
     values = np.empty(len(widths), np.uint32)
     start = 0
     for block in range(0, len(widths), _BLOCK):

@@ -26,6 +26,7 @@ from deepcomp.wire import Cursor
 __all__ = ["canonical_codes", "code_lengths", "decode", "encode", "estimate"]
 
 LONGEST = 12
+_FEW = 16  # lanes, below which a loop in Python is faster than numpy in lock-step
 _LEAST = 512  # bytes a lane, of which one and a half are lost
 _LOST = 0.44  # bytes, on average, to fill up a lane's last byte
 _ROOM = 16  # bytes a decoder may look beyond the codes
@@ -197,7 +198,7 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     layout = lanes.read(cursor, count, 1)
     begin = cursor.position
     data = np.frombuffer(cursor.take(cursor.left), np.uint8)
-    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < lanes.FEW else _decode_lockstep
+    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < _FEW else _decode_lockstep
     out, ends = decoder(data, layout, _lookup(lengths))
     wrong = (ends + 7) >> 3 != layout.ends
     if not wrong.any():

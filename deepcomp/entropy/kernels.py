@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "count_extras",
     "decode_huffman",
     "decode_rans",
     "encode_huffman",
@@ -38,6 +37,7 @@ U = np.uint64
 BYTE = U(0xFF)
 CODE = U(0xFFFF)
 INDEX = U(0xFFF)  # Huffman tables have 2**12 entries
+BLOCK = 4096  # words
 LOWER = U(1 << 16)  # rANS states stay at or above this
 
 _kernel = numba.njit(cache=True, nogil=True)
@@ -355,30 +355,15 @@ def split_tokens(values, widths, tokens, extras):  # type: ignore[no-untyped-def
 
 
 @_kernel
-def count_extras(tokens, widths):  # type: ignore[no-untyped-def]
-    """Raw bits behind all tokens."""
-    bits = 0
-    for i in range(len(tokens)):
-        bits += widths[tokens[i]]
-    return bits
-
-
-@_kernel
 def join_tokens(tokens, extras, first, widths, values):  # type: ignore[no-untyped-def]
-    """Add its raw bits to the first value of each token."""
-    at = 0
-    held = U(0)
-    bits = U(0)
+    """Add its raw bits to the first value of each token; behind the raw bits lie eight bytes more."""
+    at = U(0)
     for i in range(len(tokens)):
         token = tokens[i]
         width = U(widths[token])
-        while bits < width:
-            held |= U(extras[at]) << bits
-            bits += U(8)
-            at += 1
-        values[i] = first[token] + np.uint32(held & ((U(1) << width) - U(1)))
-        held >>= width
-        bits -= width
+        extra = _load(extras, at >> U(3)) >> (at & U(7)) & ((U(1) << width) - U(1))
+        values[i] = U(first[token]) + extra
+        at += width
 
 
 # --- byte planes --------------------------------------------------------------------------------
@@ -389,14 +374,16 @@ def split_planes(words, rotate, planes):  # type: ignore[no-untyped-def]
     """Write byte k of every word, after a rotation to the left by `rotate` (0 or 1) bits, to planes[k]."""
     turn = U(rotate)
     top = U(8 * len(planes) - 1)
-    for begin in range(0, len(words), 4096):  # a block is read once from memory, then from the cache
-        end = min(begin + 4096, len(words))
-        for i in range(begin, end):
-            planes[0, i] = np.uint8(U(words[i]) << turn | (U(words[i]) >> top & turn))
+    for begin in range(0, len(words), BLOCK):  # read once from memory, then from the cache
+        block = words[begin : begin + BLOCK]
+        plane = planes[0][begin : begin + BLOCK]
+        for i in range(len(block)):
+            plane[i] = np.uint8(U(block[i]) << turn | (U(block[i]) >> top & turn))
         for k in range(1, len(planes)):
+            plane = planes[k][begin : begin + BLOCK]
             shift = U(8 * k) - turn
-            for i in range(begin, end):
-                planes[k, i] = np.uint8(U(words[i]) >> shift)
+            for i in range(len(block)):
+                plane[i] = np.uint8(U(block[i]) >> shift)
 
 
 @_kernel
@@ -404,11 +391,13 @@ def join_planes(planes, rotate, words):  # type: ignore[no-untyped-def]
     """`split_planes` backwards."""
     turn = U(rotate)
     top = U(8 * len(planes) - 1)
-    for begin in range(0, len(words), 4096):
-        end = min(begin + 4096, len(words))
-        for i in range(begin, end):
-            words[i] = U(planes[0][i]) >> turn | (U(planes[0][i]) & turn) << top
+    for begin in range(0, len(words), BLOCK):
+        block = words[begin : begin + BLOCK]
+        plane = planes[0][begin : begin + BLOCK]
+        for i in range(len(block)):
+            block[i] = U(plane[i]) >> turn | (U(plane[i]) & turn) << top
         for k in range(1, len(planes)):
+            plane = planes[k][begin : begin + BLOCK]
             shift = U(8 * k) - turn
-            for i in range(begin, end):
-                words[i] |= U(planes[k][i]) << shift
+            for i in range(len(block)):
+                block[i] |= U(plane[i]) << shift

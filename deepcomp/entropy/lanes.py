@@ -26,10 +26,7 @@ from numpy.typing import NDArray
 from deepcomp.entropy.bits import pack_fixed, read_fixed
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["FEW", "SLAB", "Lanes", "choose", "overhead", "read", "runs", "steps", "write"]
-
-FEW = 16
-"""Below this many lanes, a plain loop in Python is faster than numpy in lock-step."""
+__all__ = ["SLAB", "Lanes", "choose", "overhead", "read", "runs", "steps", "write"]
 
 _SMALLEST, _LARGEST = 10, 16
 _ALONE = 14  # up to 2**14 symbols are one lane
@@ -119,10 +116,10 @@ def read(cursor: Cursor, count: int, unit: int) -> Lanes:
     return Lanes(count, 1 << k, starts, np.append(inner, payload))
 
 
-def steps(lanes: Lanes) -> Iterator[tuple[int, int, int]]:
+def steps(layout: Lanes) -> Iterator[tuple[int, int, int]]:
     """(active lanes, first, end) of short runs of lock-steps: the last lane drops out where it ends."""
-    number = len(lanes.starts)
-    for active, begin, end in ((number, 0, lanes.last), (number - 1, lanes.last, lanes.size)):
+    number = len(layout.starts)
+    for active, begin, end in ((number, 0, layout.last), (number - 1, layout.last, layout.size)):
         if active:
             for first in range(begin, end, SLAB):
                 yield active, first, min(first + SLAB, end)

@@ -1,11 +1,11 @@
 """Range asymmetric numeral systems (rANS): within a fraction of a per cent of the entropy.
 
 The coder of Duda (2013, arXiv:1311.2540), integers only: a 32-bit state, renormalised 16 bits at a
-time, and probabilities f / 2**p with a precision p of 8 to 14 bits that is chosen by array.
+time, and probabilities f / 2**p, with the precision p that suits the array.
 
 Layout::
 
-    u8          p, 8 to 14
+    u8          p: 8, 10, 12 or 14
     table       (`tables`) for each symbol p + 1 - (bits in f), 0 if f = 0
     fields      for each symbol that occurs the bits of f below its leading one, filled up to a byte
     lanes       their lengths (`lanes`, in 16-bit words), then for each lane a u32, the state, and
@@ -37,8 +37,8 @@ from deepcomp.wire import Cursor
 __all__ = ["Model", "decode", "encode", "estimate", "model", "normalise"]
 
 _LOWER = 1 << 16
-_PRECISIONS = (8, 10, 12, 14)
-_LARGE = 1.005  # a table of 2**14 slots does not fit the first cache: it has to save that much
+_PRECISIONS = {8: 1.0, 10: 1.0, 12: 1.0, 14: 1.005}  # 2**14 slots overflow the first cache: they have to pay
+_FEW = 32  # lanes, below which a loop in Python is faster than numpy in lock-step
 _LEAST = 1024  # bytes a lane, of which four are lost
 _LOST = 3.0  # bytes: the state holds 16 bits at the start, and up to 15 are lost at the end
 
@@ -66,7 +66,7 @@ class Model:
 
 
 def model(histogram: NDArray[np.int64]) -> Model:
-    """The model of the precision at which table and symbols together take least; two symbols or more occur."""
+    """The model with the precision that makes table and symbols smallest, for two symbols or more."""
     present = np.flatnonzero(histogram)
     models = []
     for precision in _PRECISIONS:
@@ -74,7 +74,7 @@ def model(histogram: NDArray[np.int64]) -> Model:
             frequency = normalise(histogram, precision)
             bits = float(histogram[present] @ (precision - np.log2(frequency[present])))
             models.append(Model(precision, frequency, _table(frequency, precision), bits))
-    return min(models, key=lambda model: (model.bits / 8 + len(model.table)) * (1 if model.precision <= 12 else _LARGE))
+    return min(models, key=lambda model: (len(model.table) + model.bits / 8) * _PRECISIONS[model.precision])
 
 
 def normalise(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
@@ -108,8 +108,8 @@ def _table(frequency: NDArray[np.int64], precision: int) -> bytes:
 
 def _read_model(cursor: Cursor) -> tuple[int, NDArray[np.int64]]:
     precision = cursor.byte()
-    if not _PRECISIONS[0] <= precision <= _PRECISIONS[-1]:
-        cursor.fail(f"a precision of {precision} bits, {_PRECISIONS[0]} to {_PRECISIONS[-1]} expected,")
+    if precision not in _PRECISIONS:
+        cursor.fail(f"a precision of {precision} bits, {', '.join(map(str, _PRECISIONS))} expected,")
     numbers = read_table(cursor, precision)
     present = numbers > 0
     below = (precision - numbers[present]).astype(np.uint8)
@@ -138,7 +138,7 @@ def encode(symbols: NDArray[np.uint8], model: Model, fast: bool) -> Parts:
         used = kernels.encode_rans(kernels.frozen(symbols), 1 << k, _coding(model), model.precision, out, sizes)
         payload: bytes | memoryview = out[:used].data.cast("B")
     else:
-        encoder = _encode_one_by_one if number < lanes.FEW else _encode_lockstep
+        encoder = _encode_one_by_one if number < _FEW else _encode_lockstep
         payload = encoder(symbols, 1 << k, model, sizes)
     return [model.table, lanes.write(k, sizes), payload]
 
@@ -153,10 +153,9 @@ def _coding(model: Model) -> NDArray[np.uint64]:
     frequency = model.frequency.astype(np.uint64)
     shift = np.uint64(32 + model.precision)
     reciprocal = (np.uint64(1) << shift) // np.maximum(frequency, 1) + np.uint64(1)
+    limit = frequency << np.uint64(32 - model.precision)
     others = np.uint64(1 << model.precision) - frequency
-    return np.stack(
-        [frequency << np.uint64(32 - model.precision), reciprocal, others, model.first.astype(np.uint64)], 1
-    )
+    return np.stack([limit, reciprocal, others, model.first.astype(np.uint64)], axis=1)
 
 
 def _encode_one_by_one(symbols: NDArray[np.uint8], size: int, model: Model, sizes: NDArray[np.int64]) -> bytes:
@@ -179,14 +178,15 @@ def _encode_one_by_one(symbols: NDArray[np.uint8], size: int, model: Model, size
 def _encode_lockstep(symbols: NDArray[np.uint8], size: int, model: Model, sizes: NDArray[np.int64]) -> bytes:
     """Encode a symbol of every lane at a time, from the last to the first."""
     number, count = len(sizes), len(symbols)
-    layout = lanes.Lanes(count, size, np.arange(number) * size, np.arange(number) * size)
+    starts = np.arange(number) * (size + 2)
+    layout = lanes.Lanes(count, size, starts, starts + size + 2)
     padded = np.zeros((number, size), np.uint8)
     padded.reshape(-1)[:count] = symbols
     precision, frequency, first = model.precision, model.frequency, model.first
     limit = frequency << (32 - precision)
     words = np.empty((number, size + 2), np.uint16)  # filled from the end of each row
-    flat, top = words.reshape(-1), (np.arange(number) + 1) * (size + 2) - 1
-    at, state = top.copy(), np.full(number, _LOWER)
+    flat = words.reshape(-1)
+    at, state = layout.ends - 1, np.full(number, _LOWER)
     for active, begin, end in reversed(list(lanes.steps(layout))):
         slab = np.ascontiguousarray(padded[:active, begin:end].T)
         x, to = state[:active], at[:active]
@@ -202,7 +202,7 @@ def _encode_lockstep(symbols: NDArray[np.uint8], size: int, model: Model, sizes:
             x += first[symbol]
     flat[at] = (state >> 16).astype(np.uint16)
     flat[at - 1] = state.astype(np.uint16)
-    sizes[:] = top - at + 2
+    sizes[:] = layout.ends + 1 - at
     written = np.arange(size + 2) >= (size + 2 - sizes)[:, None]
     return words[written].tobytes()
 
@@ -217,9 +217,11 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     """
     precision, frequency = _read_model(cursor)
     layout = lanes.read(cursor, count, 2)
+    if (layout.ends - layout.starts).min() < 2:
+        cursor.fail("a lane without a state")
     begin = cursor.position
     words = np.frombuffer(bytes(cursor.take(cursor.left)), "<u2")
-    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < lanes.FEW else _decode_lockstep
+    decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < _FEW else _decode_lockstep
     out, states, ends = decoder(words, layout, frequency, precision)
     wrong = (states != _LOWER) | (ends != layout.ends)
     if wrong.any():

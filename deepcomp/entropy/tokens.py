@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcomp.entropy.bits import pack_variable, read_variable
+from deepcomp.entropy.bits import pack_variable, read_variable, take_bits
 from deepcomp.wire import Cursor
 
 __all__ = ["EXTRA_BITS", "FIRST_OF", "LAST_UINT16", "TOKENS", "WIDE", "join", "split"]
@@ -68,12 +68,9 @@ def join(tokens: NDArray[np.uint8], cursor: Cursor, fast: bool) -> NDArray[np.ui
     if fast:
         from deepcomp.entropy import kernels
 
-        bits = int(kernels.count_extras(kernels.frozen(tokens), EXTRA_BITS))
-        raw = np.frombuffer(cursor.take((bits + 7) // 8), np.uint8)
-        if bits % 8 and raw[-1] >> (bits % 8):
-            cursor.fail("pad bits that are not zero")
+        bits = int(kernels.histogram(kernels.frozen(tokens))[:TOKENS] @ EXTRA_BITS.astype(np.int64))
         values = np.empty(len(tokens), np.uint32)
-        kernels.join_tokens(kernels.frozen(tokens), kernels.frozen(raw), FIRST_OF, EXTRA_BITS, values)
+        kernels.join_tokens(kernels.frozen(tokens), take_bits(cursor, bits), FIRST_OF, EXTRA_BITS, values)
         return values
     values = FIRST_OF[tokens]
     large = np.flatnonzero(tokens >= _DIRECT)

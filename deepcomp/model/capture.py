@@ -300,7 +300,7 @@ class _Translation:
         if name in _COPIES or (name in _DROPOUTS and args[2] is False):
             return args[0]
         if name in _CASTS:
-            return self.cast(node, args[0], _dtype(node.args[0]), _dtype(node))
+            return self.cast(node, args[0], _traced(node.args[0]).dtype, _traced(node).dtype)
         if name == "slice.Tensor":
             args = (*args[:2], *_bounds(args[2:]))
             if args[2:] == (None, None, 1):
@@ -310,10 +310,15 @@ class _Translation:
             if args[3:] == (None, None, 1):
                 return args[1]
         if name == "copy":  # of the second operand, into the shape and dtype of the first
-            source = self.cast(node, args[1], _dtype(node.args[1]), _dtype(node.args[0]))
+            source = self.cast(node, args[1], _traced(node.args[1]).dtype, _traced(node.args[0]).dtype)
             return self.emit(node, "expand_as", (source, args[0]), {})
         if name == "_native_batch_norm_legit_no_training":
             return (self.emit(node, "batch_norm", (*args[:5], False, *args[5:], True), {}),)
+        if name == "_weight_norm":  # v g / |v|, the norm over all dimensions but one
+            direction, magnitude, kept = (*args, 0)[:3]
+            rest = tuple([d for d in range(_traced(node.args[0]).ndim) if d != kept])
+            norm = self.emit(node, "linalg_vector_norm", (direction, 2, rest, True), {})
+            return self.emit(node, "mul.Tensor", (direction, self.emit(node, "div.Tensor", (magnitude, norm), {})), {})
         return self.emit(node, _SYNONYMS.get(name, name), args, kwargs)
 
     def cast(self, node: fx.Node, value: Any, found: torch.dtype, wanted: torch.dtype) -> Any:
@@ -386,9 +391,10 @@ def _place(node: fx.Node) -> str:
     return f" (used in {path})" if path else ""
 
 
-def _dtype(node: Any) -> torch.dtype:
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype
+def _traced(node: Any) -> Tensor:
+    """The tensor that stood for a node's result in the trace: shape and dtype, no values."""
+    tensor: Tensor = node.meta["val"]
+    return tensor
 
 
 def _structure(spec: Any, leaves: Iterator[Argument]) -> Structure:

@@ -45,13 +45,13 @@ NAMES: dict[int, str] = {
     99: "clamp",
     # convolutions and products
     128: "conv3d", 129: "conv1d.padding", 130: "conv3d.padding", 131: "conv_transpose1d", 132: "conv_transpose3d.input",
-    133: "convolution", 134: "conv_tbc", 135: "im2col", 136: "col2im", 137: "baddbmm", 138: "addbmm", 139: "addmv",
+    133: "convolution", 135: "im2col", 136: "col2im", 137: "baddbmm", 138: "addbmm", 139: "addmv",
     140: "mv", 141: "dot", 142: "outer", 143: "inner", 144: "einsum", 145: "tensordot", 146: "bilinear", 147: "addcmul",
     148: "addcdiv", 149: "linalg_vector_norm", 150: "cdist", 151: "cosine_similarity", 152: "linalg_norm", 153: "vdot",
     # normalisation, recurrence, embedding
     160: "instance_norm", 161: "rms_norm", 162: "native_layer_norm", 163: "native_group_norm", 164: "rnn_tanh.input",
     165: "rnn_relu.input", 166: "lstm_cell", 167: "gru_cell", 168: "rnn_tanh_cell", 169: "rnn_relu_cell",
-    170: "one_hot", 171: "_weight_norm",
+    170: "one_hot",
     # activations
     176: "prelu", 177: "softplus", 178: "mish", 179: "log_softmax.int", 180: "selu", 181: "celu", 182: "log_sigmoid",
     183: "softshrink", 184: "hardshrink", 185: "threshold", 186: "glu",
@@ -131,6 +131,16 @@ class Parameter:
     required: bool = True
     default: Any = None
     keyword_only: bool = False
+    kind: str = ""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a dtype stands where one belongs, and nothing says where to run.
+
+        PyTorch takes any integer for a dtype, a layout or a memory format, and crashes on a wrong one.
+        """
+        if any(place in self.kind for place in ("Device", "Layout", "MemoryFormat")):
+            return value is None
+        return value is None or isinstance(value, torch.dtype) == ("ScalarType" in self.kind)
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,8 @@ class Operation:
         for parameter in self.parameters:
             if parameter.required and parameter.name not in bound:
                 raise ValueError(f"{self.name} needs an argument {parameter.name}")
+            if not parameter.accepts(bound.get(parameter.name)):
+                raise ValueError(f"{self.name} takes no such {parameter.name}")
         if _impure(bound):
             raise ValueError(f"{self.name} as in training: it would be random or write to its operands")
         return bound
@@ -262,12 +274,13 @@ def find(name: str) -> Operation:
     packet, _, overload = name.partition(".")
     call = getattr(getattr(torch.ops.aten, packet), overload or "default")
     parameters = tuple(
-        Parameter(entry.name, not entry.has_default_value(), _plain(entry.default_value), entry.kwarg_only)
+        Parameter(
+            entry.name,
+            required=not entry.has_default_value(),
+            default=tuple(entry.default_value) if isinstance(entry.default_value, list) else entry.default_value,
+            keyword_only=entry.kwarg_only,
+            kind=str(entry.real_type),
+        )
         for entry in call._schema.arguments
     )
-    tensors = any("Tensor" in str(entry.type) for entry in call._schema.arguments)
-    return Operation(name, call, parameters, makes=not tensors)
-
-
-def _plain(default: Any) -> Any:
-    return tuple(default) if isinstance(default, list) else default
+    return Operation(name, call, parameters, makes=not any("Tensor" in parameter.kind for parameter in parameters))

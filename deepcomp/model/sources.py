@@ -91,15 +91,19 @@ class _Shard(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a safetensors file: {error}") from None
-        self._names = list(self._file.keys())
-        self.notes: dict[str, str] = self._file.metadata() or {}
+        self._file = file
+        self._names: dict[str, None] = dict.fromkeys(file.keys())
+        self.notes: dict[str, str] = file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -123,6 +127,9 @@ class Gathered(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._places[name][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -145,7 +152,7 @@ def _from_folder(folder: Path) -> Source:
             raise InputError(f"{found[0]}: shard {file!r} is not a file of this folder")
         shards[file] = _Shard(folder / file)
     for name, file in names.items():
-        if name not in list(shards[file]):
+        if name not in shards[file]:
             raise InputError(f"{found[0]}: {name} is not in shard {file}")
     nbytes = sum((folder / file).stat().st_size for file in shards) + found[0].stat().st_size
     return Source(Gathered({name: shards[file] for name, file in names.items()}), nbytes)

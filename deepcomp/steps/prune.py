@@ -83,4 +83,5 @@ def _largest_together(weights: dict[str, Tensor], density: float) -> dict[str, T
         return {}
     sizes = [weight.numel() for weight in weights.values()]
     keep = largest(torch.cat([weight.reshape(-1).float() for weight in weights.values()]), density)
-    return {name: part.reshape(weights[name].shape) for name, part in zip(weights, torch.split(keep, sizes), strict=True)}
+    parts = torch.split(keep, sizes)
+    return {name: part.reshape(weights[name].shape) for name, part in zip(weights, parts, strict=True)}

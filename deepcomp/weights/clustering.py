@@ -154,8 +154,7 @@ def _between(low: Floats, high: Floats) -> Floats:
     """The greatest float32 at most midway: comparing float32 numbers with it is exact, and a tie counts as low."""
     middle = (low.astype(np.float64) + high) / 2
     near = middle.astype(np.float32)
-    down = np.where(near > middle, np.nextafter(near, np.float32(-np.inf)), near)
-    return down + np.float32(0)  # -0 becomes 0: equal numbers, but in different cells of `assign`
+    return np.where(near > middle, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 class _Line:
@@ -287,7 +286,7 @@ def _sklearn(line: _Line, edges: Positions, means: Doubles) -> Doubles:
 
     counts = np.diff(edges)
     points = np.diff(line.prefix(edges)) / counts
-    model = KMeans(len(means), init=means[:, None], n_init=1, max_iter=_ROUNDS, tol=0, random_state=0)
+    model = KMeans(len(means), init=means[:, None], n_init=1, max_iter=_ROUNDS, tol=0)
     with threadpool_limits(1):
         model.fit(points[:, None], sample_weight=counts)
     return np.sort(model.cluster_centers_[:, 0])

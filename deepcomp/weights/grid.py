@@ -252,8 +252,8 @@ def _pack_scale(scale: np.ndarray) -> np.ndarray:
     """Scales as float32, or as int8 exponents where all are powers of two."""
     mantissa, exponent = np.frexp(scale)
     if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
-        return (exponent - 1).astype(np.int8)
-    return scale.astype("<f4")
+        return np.asarray(exponent - 1, np.int8)
+    return np.asarray(scale, "<f4")
 
 
 def _unpack_scale(table: np.ndarray) -> np.ndarray:

@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-decorators=False
 """Loops that numba compiles; imported only where `deepcomp.jit.pays` says that loading numba pays.
 
 Each has a numpy twin of the same name and result beside its caller.

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from deepcomp.errors import InputError, UsageError
-from deepcomp.model.data import Data, Pairs, batches, calibration, draw, example_inputs, load_data
+from deepcomp.model.data import Data, Pairs, batches, calibration, draw, example_inputs
+from deepcomp.model.datasets import load_data
 
 
 def pairs(count=5, shape=(3,)):

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model import zoo
-from deepcomp.model.data import Data, Pairs, load_data
+from deepcomp.model.data import Data, Pairs
+from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import IGNORED, Score, call, drop, evaluate, output_change
 
 
@@ -137,6 +142,25 @@ def test_drop_is_positive_exactly_where_it_got_worse(a, b, higher):
     before, after = Score("m", a, higher), Score("m", b, higher)
     assert (drop(before, after) > 0) == (b < a if higher else b > a)
     assert drop(before, after) == -drop(after, before)
+
+
+# the checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("digits-cnn", 2.0), ("lenet-300-100", 1.7), ("lenet-5", 0.9)],
+)
+def test_a_checkpoint_has_the_error_its_metadata_says(request, name, limit):
+    path = Path(__file__).parents[2] / "checkpoints" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["training"])
+    data = load_data("digits") if name == "digits-cnn" else load_data("mnist", request.getfixturevalue("data_dir"))
+    model = zoo.build(name)
+    model.load_state_dict(load_file(path), strict=True)
+    error = 100 - evaluate(model, data).value
+    assert error <= limit
+    assert error == pytest.approx(facts["test_error"], abs=1.5 * 100 / len(data.test))  # one image may round over
 
 
 # how a module is called

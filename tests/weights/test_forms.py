@@ -259,39 +259,35 @@ def test_stored_as_float16_comes_back_rounded_in_its_own_type():
     assert torch.equal(back.dense(), weight.half().float())
 
 
+def u8(*values):
+    return np.array(values, np.uint8)
+
+
+def u32(count):
+    return np.zeros(count, np.uint32)
+
+
+def grid(q, scale, axis=-1):
+    facts = {"bits": 2, "symmetric": 1, "axis": axis, "group": 1, "size": 0, "lowest": 0}
+    return Packed(5, {"q": q}, {"scale": np.array(scale, np.float32)}, facts)
+
+
+PAIR = Packed(1, tables={"words": u32(2)})
 HOSTILE = {
-    "index beyond the codebook": (Packed(2, {"index": np.array([0, 9], np.uint8)}, {"values": np.zeros(2, np.uint32)}), (2,)),
-    "too few indices": (Packed(2, {"index": np.array([0], np.uint8)}, {"values": np.zeros(2, np.uint32)}), (2,)),
-    "a codebook of another type": (Packed(2, {"index": np.zeros(2, np.uint8)}, {"values": np.zeros(2, np.uint16)}), (2,)),
-    "a position beyond the tensor": (
-        Packed(3, {"gaps": np.array([1, 1], np.uint8)}, inner=Packed(1, tables={"words": np.zeros(2, np.uint32)})),
-        (3,),
-    ),
-    "a mask over nothing": (Packed(3, {"gaps": np.array([1, 1], np.uint8)}), (9,)),
-    "a mask over a mask": (
-        Packed(3, {"gaps": np.zeros(2, np.uint8)}, inner=Packed(3, {"gaps": np.zeros(2, np.uint8)}, inner=Packed(1))),
-        (9,),
-    ),
-    "planes of different lengths": (Packed(1, {f"plane{i}": np.zeros(2 + (i > 2), np.uint8) for i in range(4)}), (2,)),
-    "too few planes": (Packed(1, {"plane0": np.zeros(2, np.uint8)}), (2,)),
-    "an unknown stored type": (Packed(1, tables={"words": np.zeros(2, np.uint32)}, facts={"stored": 99}), (2,)),
-    "rows beyond those that are there": (
-        Packed(4, {"row": np.array([0, 5], np.uint8)}, facts={"distinct": 2}, inner=Packed(1, tables={"words": np.zeros(4, np.uint32)})),
-        (2, 2),
-    ),
-    "integers beyond the grid": (
-        Packed(5, {"q": np.array([0, 9], np.uint8)}, {"scale": np.ones(1, np.float32)}, dict(bits=2, symmetric=1, axis=-1, group=1, size=0, lowest=0)),
-        (2,),
-    ),
-    "too few scales": (
-        Packed(5, {"q": np.zeros(4, np.uint8)}, {"scale": np.ones(1, np.float32)}, dict(bits=2, symmetric=1, axis=0, group=1, size=0, lowest=0)),
-        (2, 2),
-    ),
-    "a scale that is no number": (
-        Packed(5, {"q": np.zeros(4, np.uint8)}, {"scale": np.full(1, np.nan, np.float32)}, dict(bits=2, symmetric=1, axis=-1, group=1, size=0, lowest=0)),
-        (2, 2),
-    ),
-}  # fmt: skip
+    "index beyond the codebook": (Packed(2, {"index": u8(0, 9)}, {"values": u32(2)}), (2,)),
+    "too few indices": (Packed(2, {"index": u8(0)}, {"values": u32(2)}), (2,)),
+    "a codebook of another type": (Packed(2, {"index": u8(0, 0)}, {"values": np.zeros(2, np.uint16)}), (2,)),
+    "a position beyond the tensor": (Packed(3, {"gaps": u8(1, 1)}, inner=PAIR), (3,)),
+    "a mask over nothing": (Packed(3, {"gaps": u8(1, 1)}), (9,)),
+    "a mask over a mask": (Packed(3, {"gaps": u8(0, 0)}, inner=Packed(3, {"gaps": u8(0, 0)}, inner=PAIR)), (9,)),
+    "planes of different lengths": (Packed(1, {f"plane{i}": u8(*[0] * (2 + (i > 2))) for i in range(4)}), (2,)),
+    "too few planes": (Packed(1, {"plane0": u8(0, 0)}), (2,)),
+    "an unknown stored type": (Packed(1, tables={"words": u32(2)}, facts={"stored": 99}), (2,)),
+    "rows beyond those that are there": (Packed(4, {"row": u8(0, 5)}, facts={"distinct": 2}, inner=PAIR), (2, 1)),
+    "integers beyond the grid": (grid(u8(0, 9), [1]), (2,)),
+    "too few scales": (grid(u8(0, 0, 0, 0), [1], axis=0), (2, 2)),
+    "a scale that is no number": (grid(u8(0, 0, 0, 0), [np.nan]), (2, 2)),
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
