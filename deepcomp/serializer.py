@@ -9,10 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from deepcomp import entropy, wire
 from deepcomp.container import Writer
 from deepcomp.entry import GRAPH, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
+from deepcomp.errors import InputError
 from deepcomp.model.capture import Captured
 from deepcomp.network import Network
 from deepcomp.weights import Form, Packed
@@ -37,9 +39,16 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
     numbers: dict[str, int] = {}
     equal = _Equal(net)
 
+    def describe(name: str, tensor: Tensor) -> Entry:
+        try:
+            kind = dtype_of(tensor.dtype)
+        except KeyError:
+            raise InputError(f"{name}: element type {tensor.dtype} found, which a file cannot hold") from None
+        return Entry(kind, tuple(tensor.shape), net.roles.get(name, PARAMETER))
+
     def encode(name: str) -> tuple[Entry, list[bytes]]:
         tensor = net.tensors[name]
-        entry = Entry(dtype_of(tensor.dtype), tuple(tensor.shape), net.roles.get(name, PARAMETER))
+        entry = describe(name, tensor)
         form = net.form(name) or exact(tensor)
         return entry, pack(form.pack(), entry)
 
@@ -50,8 +59,7 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
         source = net.tied.get(name)
         twin = source or equal.earlier(name)
         if twin is not None:
-            tensor = net.tensors[name]
-            entry = Entry(dtype_of(tensor.dtype), tuple(tensor.shape), net.roles.get(name, PARAMETER))
+            entry = describe(name, net.tensors[name])
             entry.source, entry.tied = numbers[twin], source is not None
             body: list[bytes] = []
         else:

@@ -37,10 +37,13 @@ class _Jpegs:
     def __init__(self, data: Array, offsets: Array, size: tuple[int, int]) -> None:
         self.data, self.offsets, self.size = data, offsets, size
 
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         if isinstance(index, int):
-            return self._decode(range(len(self.offsets) - 1)[index])
-        return torch.stack([self._decode(i) for i in torch.arange(len(self.offsets) - 1)[index].tolist()])
+            return self._decode(range(len(self))[index])
+        return torch.stack([self._decode(i) for i in torch.arange(len(self))[index].tolist()])
 
     def _decode(self, index: int) -> Tensor:
         from PIL import Image

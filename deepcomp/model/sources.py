@@ -66,10 +66,20 @@ def from_path(path: Path) -> Source:
 
 
 def from_tensors(tensors: Mapping[str, Any]) -> Source:
-    """Weights from a dictionary of tensors."""
+    """Weights from a dictionary of tensors.
+
+    Raises
+    ------
+    InputError
+        If something in it is not a dense tensor with data.
+    """
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(f"{name!r}: {type(tensor).__name__} found, a tensor under a text name expected")
+        if tensor.layout != torch.strided:
+            raise InputError(f"{name}: a tensor of layout {tensor.layout} found, a dense one expected")
+        if tensor.is_meta:
+            raise InputError(f"{name}: a tensor without data (meta device) found")
     unique: dict[tuple[int, int], int] = {}
     for tensor in tensors.values():
         unique[_memory(tensor)] = tensor.nbytes
@@ -178,8 +188,8 @@ def _from_pickle(path: Path) -> Source:
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor's data lies; an empty or meta tensor is alone with itself."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+    """Where a tensor's data lies; an empty tensor is alone with itself."""
+    if tensor.numel() == 0:
         return (id(tensor), -1)
     return (tensor.untyped_storage().data_ptr(), tensor.data_ptr())
 

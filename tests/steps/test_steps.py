@@ -1,0 +1,129 @@
+"""Steps: what each promises of the weights it leaves."""
+
+import pytest
+import torch
+
+from deepcomp.errors import InputError, UsageError
+from deepcomp.network import Network
+from deepcomp.steps.prune import Prune, largest
+from deepcomp.steps.quantize import Quantize
+from deepcomp.steps.share import Share
+from deepcomp.steps.store import Store
+from deepcomp.weights import Codebook, Grid, Mask, Raw
+
+
+@pytest.fixture
+def net(randn):
+    tensors = {"a.weight": randn(20, 30), "a.bias": randn(20), "b.weight": 3 * randn(8, 5, 3, 3), "n": torch.arange(9)}
+    return Network(tensors)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 0.999, 1.0])
+def test_density_is_exact_in_each_layer(net, density):
+    Prune(density=density).run(net)
+    for name in ("a.weight", "b.weight"):
+        weight, kept = net.tensors[name], net.form(name).dense()
+        assert int((kept != 0).sum()) == round(density * weight.numel())
+        assert torch.equal(kept[kept != 0], weight[kept != 0])
+        if (kept == 0).any() and (kept != 0).any():
+            assert weight[kept != 0].abs().min() >= weight[kept == 0].abs().max()
+
+
+def test_of_equal_magnitudes_the_first_are_kept():
+    assert largest(torch.tensor([1.0, -1.0, 1.0, 2.0]), 0.5).tolist() == [True, False, False, True]
+
+
+def test_density_of_the_network_is_exact_by_one_threshold(net):
+    said = Prune(density=0.3, per="network").run(net)
+    kept = torch.cat([net.form(n).dense().reshape(-1) for n in ("a.weight", "b.weight")])
+    assert int((kept != 0).sum()) == round(0.3 * kept.numel())
+    assert said["density"] == pytest.approx(0.3, abs=0.01)
+    assert net.form("b.weight").positions.numel() > 0.6 * 360  # the layer with larger weights keeps more
+
+
+def test_sigma_prunes_below_its_threshold(net):
+    Prune(sigma=1.0).run(net)
+    weight, kept = net.tensors["a.weight"], net.form("a.weight").dense()
+    assert torch.equal(kept != 0, weight.abs() >= weight.std())
+
+
+def test_masks_only_shrink(net):
+    Prune(density=0.5).run(net)
+    first = set(net.form("a.weight").positions.tolist())
+    Share(values=4).run(net)
+    Prune(density=0.2).run(net)
+    assert set(net.form("a.weight").positions.tolist()) < first
+
+
+def test_only_matrices_and_kernels_are_touched(net):
+    Prune().run(net)
+    Quantize().run(net)
+    assert set(net.forms) == {"a.weight", "b.weight"}
+
+
+def test_forms_compose_under_a_mask(net):
+    Prune(density=0.4).run(net)
+    Share(values=8, layers="a*").run(net)
+    Quantize(bits=3, layers="b.weight").run(net)
+    a, b = net.form("a.weight"), net.form("b.weight")
+    assert isinstance(a, Mask)
+    assert isinstance(a.inner, Codebook)
+    assert len(a.inner.values) == 8
+    assert isinstance(b, Mask)
+    assert isinstance(b.inner, Grid)
+    assert int((b.dense() != 0).sum()) <= b.positions.numel() == round(0.4 * 360)
+
+
+def test_layers_and_skip_choose_by_tensor_or_layer_name(net):
+    assert net.names("a") == ["a.weight", "a.bias"]
+    assert net.names("*.weight", skip="b") == ["a.weight"]
+    assert net.names("a.bias, b.*") == ["a.bias", "b.weight"]
+
+
+def test_store_rounds_vectors_and_keeps_what_it_is_told_to(net):
+    Quantize(bits=2).run(net)
+    Store(layers="b").run(net)
+    Store(dtype="float16", vectors=True).run(net)
+    assert torch.equal(net.form("b.weight").dense(), net.tensors["b.weight"])
+    assert isinstance(net.form("a.bias"), Raw)
+    assert torch.equal(net.form("a.bias").dense(), net.tensors["a.bias"].half().float())
+    assert torch.equal(net.form("n").dense(), net.tensors["n"])
+
+
+def test_store_refuses_values_beyond_the_narrow_type(net):
+    net.tensors["a.bias"][3] = 1e6
+    with pytest.raises(UsageError, match=r"a\.bias"):
+        Store(dtype="float16", vectors=True).run(net)
+
+
+@pytest.mark.parametrize("step", [Prune(), Share(), Quantize()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_lossy_steps_refuse_weights_that_are_not_finite_by_name(net, step, bad):
+    net.tensors["b.weight"][1, 2, 0, 0] = bad
+    with pytest.raises(InputError, match=r"b\.weight: 1 of 360"):
+        step.run(net)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Prune(density=-0.1),
+        lambda: Prune(per="tensor"),
+        lambda: Prune(sigma=-1.0),
+        lambda: Share(values=1),
+        lambda: Share(start="kmeans++"),
+        lambda: Quantize(per="row"),
+        lambda: Quantize(size=0),
+        lambda: Quantize(percentile=50.0),
+        lambda: Store(dtype="int8"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError):
+        wrong()
+
+
+def test_settings_a_weight_cannot_follow_are_refused(net):
+    for step in (Quantize(bits=1), Quantize(bits=17), Quantize(range="max"), Quantize(axis=2)):
+        with pytest.raises(UsageError):
+            step.run(net)
