@@ -36,7 +36,7 @@ from deepcomp.entropy.bits import Parts, fixed_bytes, pack_fixed, read_fixed
 from deepcomp.errors import UsageError
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["CODERS", "cost", "decode", "encode", "planes"]
+__all__ = ["CODERS", "Symbols", "cost", "decode", "encode", "planes"]
 
 Symbols: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 

@@ -6,8 +6,9 @@ time, and probabilities f / 2**p, with the precision p that suits the array.
 Layout::
 
     u8          p: 8, 10, 12 or 14
-    table       (`tables`) for each symbol p + 1 - (bits in f), 0 if f = 0
-    fields      for each symbol that occurs the bits of f below its leading one, filled up to a byte
+    table       (`tables`) a number t for each symbol: 0 if it does not occur, else 1 to p
+    fields      for each symbol that occurs, in order, p - t bits: f less 2**(p - t), the highest
+                power of two in it; zero bits up to the end of the byte
     lanes       their lengths (`lanes`, in 16-bit words), then for each lane a u32, the state, and
                 u16 words
 

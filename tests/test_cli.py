@@ -1,0 +1,238 @@
+"""The command: results on stdout, messages on stderr, exit codes, one line for what is wrong."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deepcomp import cli
+from deepcomp.model import zoo
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs the command in an empty folder; gives its output, insists on its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args, code=0):
+        found = cli.main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        assert "Traceback" not in captured.err
+        return captured
+
+    return call
+
+
+@pytest.fixture
+def weights(tmp_path, randn):
+    state = {"fc.weight": randn(60, 80), "fc.bias": randn(60), "n": torch.tensor(3)}
+    save_file(state, tmp_path / "in.safetensors", {"format": "pt"})
+    return state
+
+
+def test_compress_inspect_verify_decompress(run, weights, tmp_path):
+    done = json.loads(run("compress", "in.safetensors", "-o", "x.dcz", "--json").out)
+    assert done["output_bytes"] == (tmp_path / "x.dcz").stat().st_size
+    assert done["recipe"] == "lossless"
+    assert done["steps"] == []
+    found = json.loads(run("inspect", "x.dcz", "--json").out)
+    assert found["tensors"] == done["tensors"]
+    assert "fc.weight" in run("inspect", "x.dcz").out
+    assert "every checksum right" in run("verify", "x.dcz").out
+    assert run("verify", "x.dcz", "--against", "in.safetensors").out.count("identical") == 3
+    run("decompress", "x.dcz", "-o", "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+    with safe_open(tmp_path / "back.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert "exists already" in run("decompress", "x.dcz", "-o", "back.safetensors", code=1).err
+    run("decompress", "x.dcz", "-o", "back.safetensors", "--force")
+
+
+def test_settings_are_toml_values_or_plain_words(run, weights):
+    args = ("compress", "in.safetensors", "-o", "x.dcz", "--recipe", "uniform", "--json", "--force")
+    done = json.loads(run(*args, "--set", "quantize.bits=4", "--set", "quantize.range=mse").out)
+    assert {row["name"]: row["form"] for row in done["tensors"]}["fc.weight"] == "grid4"
+    assert done["steps"][0]["do"] == "quantize"
+
+
+def test_a_recipe_of_ones_own(run, weights, tmp_path):
+    (tmp_path / "mine.toml").write_text('[[step]]\ndo = "prune"\ndensity = 0.1\n')
+    done = json.loads(run("compress", "in.safetensors", "-o", "x.dcz", "--recipe", "mine.toml", "--json").out)
+    assert done["recipe"] == "mine"
+    assert {row["name"]: row["density"] for row in done["tensors"]}["fc.weight"] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_compress_and_evaluate_a_named_model_on_data(run, tmp_path):
+    save_file(zoo.build("digits-cnn").state_dict(), tmp_path / "w.safetensors")
+    done = run(
+        "compress",
+        "w.safetensors",
+        "-o",
+        "x.dcz",
+        "--model",
+        "digits-cnn",
+        "--recipe",
+        "uniform",
+        "--data",
+        "digits",
+        "--json",
+    )
+    metric = json.loads(done.out)["metric"]
+    before = json.loads(run("evaluate", "w.safetensors", "--model", "digits-cnn", "--data", "digits", "--json").out)
+    after = json.loads(run("evaluate", "x.dcz", "--data", "digits", "--json").out)
+    assert (before["value"], after["value"]) == (metric["before"], metric["after"])
+    assert "--model" in run("evaluate", "w.safetensors", "--data", "digits", code=2).err
+
+
+def test_a_model_and_data_of_ones_own(run, tmp_path, monkeypatch):
+    (tmp_path / "mine_net.py").write_text(
+        textwrap.dedent("""
+        import torch
+        from torch import nn
+        from deepcomp import Data
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 5), nn.Embedding(9, 5)
+            def forward(self, x, word):
+                return self.a(x) + self.b(word)
+
+        def net():
+            torch.manual_seed(0)
+            return Two()
+
+        def data():
+            items = [({"x": torch.randn(6), "word": torch.tensor(i % 9)}, torch.tensor(i % 5)) for i in range(20)]
+            return Data(train=items, test=items, metric="accuracy")
+        """)
+    )
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(importlib.import_module("mine_net").net().state_dict(), tmp_path / "w.pt")
+    done = run("compress", "w.pt", "-o", "x.dcz", "--model", "mine_net:net", "--data", "mine_net:data", "--json")
+    assert json.loads(done.out)["metric"]["name"] == "accuracy"
+    inputs = ("--input", "x=1x6", "--input", "word=1:int64")
+    assert not run("compress", "w.pt", "-o", "y.dcz", "--model", "mine_net:net", *inputs).err
+    assert "runs without source code" in run("inspect", "y.dcz").out
+
+
+def test_budgets_and_their_exit_codes(run, weights, tmp_path):
+    args = ("compress", "in.safetensors", "--recipe", "uniform")
+    assert "tried quantize.bits" in run(*args, "-o", "x.dcz", "--max-size", "3kB").out
+    assert (tmp_path / "x.dcz").stat().st_size <= 3000
+    missed = run(*args, "-o", "y.dcz", "--max-size", "100B", "--json", code=3)
+    assert "budget not met" in missed.err
+    assert json.loads(missed.out)["points"]
+    assert (tmp_path / "y.dcz").exists()
+    assert "data" in run(*args, "-o", "z.dcz", "--max-drop", "1", code=2).err
+    run(*args, "-o", "z.dcz", "--pareto", "curve.json")
+    assert len(json.loads((tmp_path / "curve.json").read_text())["points"]) == 7
+
+
+def test_a_damaged_file_fails_verification_and_reading(run, weights, tmp_path):
+    run("compress", "in.safetensors", "-o", "x.dcz")
+    raw = bytearray((tmp_path / "x.dcz").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "x.dcz").write_bytes(raw)
+    assert "checksum" in run("verify", "x.dcz", code=3).err
+    run("decompress", "x.dcz", "-o", "back.safetensors", code=1)
+    assert not (tmp_path / "back.safetensors").exists()
+
+
+def test_html_escapes_hostile_names(run, tmp_path):
+    save_file({"<script>alert(1)</script>": torch.zeros(3), "ok": torch.ones(3, 3)}, tmp_path / "in.safetensors")
+    run("compress", "in.safetensors", "-o", "x.dcz")
+    run("inspect", "x.dcz", "--html", "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<svg") == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ((), 2, "required"),
+        (("compress", "in.safetensors"), 2, "-o"),
+        (("nope",), 2, "nope"),
+        (("compress", "none.safetensors", "-o", "x.dcz"), 1, "none.safetensors: no such file"),
+        (("compress", "in.txt", "-o", "x.dcz"), 1, "in.txt"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--recipe", "nope"), 2, "nope"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--set", "bits"), 2, "STEP.KEY=VALUE"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--max-size", "3 apples"), 2, "3 apples"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "3x"), 2, "3x"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "2x2:int99"), 2, "int99"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "a=2", "--input", "2"), 2, "names or none"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--model", "resnet999"), 2, "resnet999"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--model", "lenet-5"), 1, "do not fit lenet-5"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--data", "nope"), 2, "nope"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--jobs", "0"), 2, "jobs"),
+        (("compress", "in.safetensors", "-o", "none/x.dcz"), 1, "none"),
+        (("compress", "in.safetensors", "-o", "."), 1, "folder"),
+        (("inspect", "in.safetensors"), 1, "not a .dcz file"),
+        (("verify", "none.dcz"), 1, "none.dcz"),
+        (("verify", "in.safetensors"), 3, "not a .dcz file"),
+        (("evaluate", "none.dcz", "--data", "digits"), 1, "none.dcz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_is_wrong_is_said_in_one_line(run, weights, tmp_path, args, code, words):
+    (tmp_path / "in.txt").write_text("hello")
+    found = run(*args, code=code)
+    lines = [line for line in found.err.splitlines() if line.strip() and not line.startswith(("usage:", " "))]
+    assert len(lines) == 1
+    assert words in found.err
+    assert not found.out
+    assert {path.name for path in tmp_path.iterdir()} == {"in.safetensors", "in.txt"}
+
+
+def test_debug_shows_the_traceback(run, weights):
+    with pytest.raises(Exception, match="no such file"):
+        cli.main(["compress", "none.safetensors", "-o", "x.dcz", "--debug"])
+
+
+def test_a_pickle_is_never_executed(run, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"w": Bomb()}, tmp_path / "evil.pt")
+    assert "evil.pt" in run("compress", "evil.pt", "-o", "x.dcz", code=1).err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_shards_outside_their_folder_are_refused(run, weights, tmp_path):
+    (tmp_path / "shards").mkdir()
+    index = {"weight_map": {"fc.weight": "../in.safetensors"}}
+    (tmp_path / "shards" / "m.safetensors.index.json").write_text(json.dumps(index))
+    assert "'../in.safetensors'" in run("compress", "shards", "-o", "x.dcz", code=1).err
+
+
+def test_interrupt_leaves_nothing(tmp_path):
+    save_file({f"w{i}": torch.randn(400, 500) for i in range(60)}, tmp_path / "in.safetensors")
+    code = (
+        "import os, signal, threading, sys; from deepcomp import cli, pipeline;"
+        "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start();"
+        f"sys.exit(cli.main(['compress', {str(tmp_path / 'in.safetensors')!r}, '-o', {str(tmp_path / 'x.dcz')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_demo_shows_accuracy_ratio_and_where_each_byte_goes(run, tmp_path):
+    shown = run("demo", "-o", "out").out
+    for word in ("lossless", "uniform", "deep-compression", "accuracy", "x smaller", "frame"):
+        assert word in shown
+    assert len(list((tmp_path / "out").glob("*.dcz"))) == 3
