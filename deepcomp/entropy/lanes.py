@@ -7,7 +7,7 @@ costs one to two bytes, with rANS four, so short arrays are one lane.
 Layout, in front of the lanes themselves, which follow each other without a gap::
 
     u8          k, 10 to 16
-    varint      the length of the shortest lane but the last
+    varint      the length of the shortest of all lanes but the last
     u8          width, 0 to 32
     fixed       for each lane but the last, by how much it is longer, `width` bits
 
