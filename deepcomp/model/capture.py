@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deepcomp.errors import CaptureError
 from deepcomp.model import ops
@@ -99,7 +98,7 @@ def capture(module: nn.Module, example_inputs: Tensor | Sequence[Tensor] | Mappi
     """
     examples, batch = _examples(module, example_inputs)
     saved = list(module.state_dict())
-    for name in saved:
+    for name in [*saved, *(name for name, _ in module.named_buffers())]:
         if reason := misfit(name):
             raise CaptureError(f"{name[:200]!r} is a tensor's name {reason}")
     with _evaluating(module), _quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -262,6 +261,8 @@ class _Translation:
         return Stored(len(self.tensors) - 1)
 
     def input(self, node: fx.Node) -> Value:
+        from torch.fx.experimental.symbolic_shapes import is_concrete_int  # imports sympy
+
         found = node.meta["val"]
         name = self.input_names[len(self.inputs)]
         shape = tuple(int(size) if is_concrete_int(size) else None for size in found.shape)
