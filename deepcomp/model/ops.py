@@ -164,6 +164,9 @@ class Operation:
     parameters: tuple[Parameter, ...]
     makes: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return find, (self.name,)  # copied and pickled by name: there is one of each
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name, defaults not filled in.
 

@@ -76,7 +76,8 @@ class Interpreter(nn.Module):
         missing = [name for name in names if name not in homes]
         if missing:
             raise FormatError(f"graph: no tensor named {missing[0]!r}")
-        self._dcz = _Program(graph, [homes[name] for name in names], _last_uses(graph), max_elements)
+        operations = [ops.find(node.op) for node in graph.nodes]
+        self._dcz = _Program(graph, operations, [homes[name] for name in names], _last_uses(graph), max_elements)
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -101,14 +102,14 @@ class Interpreter(nn.Module):
         inputs = _bind(program.graph.inputs, args, kwargs)
         device = _device([*inputs, *(home.tensor() for home in program.homes[:1])])
         shapes = tuple([(entry.shape, entry.dtype) for entry in inputs])
-        trusted = shapes in program.checked or torch.compiler.is_compiling()
+        trusted = torch.compiler.is_compiling() or shapes in program.checked
         values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
 
         def find(entry: Stored | Value) -> Any:
             return values[entry.index] if isinstance(entry, Value) else program.homes[entry.index].tensor()
 
-        for place, (node, spent) in enumerate(zip(program.graph.nodes, program.spent, strict=True)):
-            operation = ops.find(node.op)
+        steps = zip(program.graph.nodes, program.operations, program.spent, strict=True)
+        for place, (node, operation, spent) in enumerate(steps):
             try:
                 operands, options = transform(node.args, find), transform(node.kwargs, find)
                 if node.op in _GATES:
@@ -162,6 +163,7 @@ class _Program:
     """What the interpreter runs; apart from the module, whose attributes are the network's."""
 
     graph: Graph
+    operations: list[ops.Operation]
     homes: list[_Home]
     spent: list[tuple[int, ...]]
     max_elements: int
