@@ -243,6 +243,7 @@ class _Translation:
         numbers = {old: new for new, old in enumerate(used)}
         graph = graph.map(lambda entry: Stored(numbers[entry.index]) if isinstance(entry, Stored) else entry)
         names = [self.tensors[index] for index in used]
+        graph.to_bytes()  # raises where something does not fit
         return Captured(graph, names, {name: self.constants[name] for name in names if name in self.constants})
 
     def placeholder(self, node: fx.Node, spec: Any) -> Argument:

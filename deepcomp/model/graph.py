@@ -251,7 +251,7 @@ class _Writer:
         out = [varint(len(graph.inputs))]
         for entry in graph.inputs:
             sizes = [varint(0 if size is None else size + 1) for size in entry.shape]
-            out += [self.text(entry.name), bytes([_DTYPE_CODES[entry.dtype]]), varint(len(sizes)), *sizes]
+            out += [self.text(entry.name), bytes([_dtype_code(entry.dtype)]), varint(len(sizes)), *sizes]
         out.append(varint(len(graph.nodes)))
         for self.place, node in enumerate(graph.nodes, start=len(graph.inputs)):
             out += [varint(ops.CODES[node.op]), bytes([len(node.args) | len(node.kwargs) << 4])]
@@ -264,7 +264,9 @@ class _Writer:
             raise CaptureError(f"the list of operations takes {len(whole)} bytes, at most {MAX_BYTES} expected")
         return whole
 
-    def value(self, value: Structure) -> bytes:
+    def value(self, value: Structure, depth: int = 0) -> bytes:
+        if depth > MAX_DEPTH:
+            raise CaptureError(f"lists more than {MAX_DEPTH} deep")
         match value:
             case Value(index):
                 return _head(_VALUE, self.place - index - 1)
@@ -284,13 +286,14 @@ class _Writer:
             case str():
                 return _head(_TEXT, len(_short(value))) + _short(value)
             case torch.dtype():
-                return _head(_DTYPE, _DTYPE_CODES[value])
+                return _head(_DTYPE, _dtype_code(value))
             case tuple():
-                return _head(_ITEMS, len(value)) + b"".join(map(self.value, value))
+                return _head(_ITEMS, len(value)) + b"".join([self.value(item, depth + 1) for item in value])
             case list():
-                return _head(_SPECIAL, _LIST) + varint(len(value)) + b"".join(map(self.value, value))
+                items = [self.value(item, depth + 1) for item in value]
+                return _head(_SPECIAL, _LIST) + varint(len(items)) + b"".join(items)
             case dict():
-                items = [self.text(key) + self.value(item) for key, item in value.items()]
+                items = [self.text(key) + self.value(item, depth + 1) for key, item in value.items()]
                 return _head(_SPECIAL, _MAPPING) + varint(len(items)) + b"".join(items)
             case _:
                 raise CaptureError(f"a graph cannot hold {value!r:.60}")
@@ -299,6 +302,12 @@ class _Writer:
     def text(value: str) -> bytes:
         raw = _short(value)
         return varint(len(raw)) + raw
+
+
+def _dtype_code(dtype: torch.dtype) -> int:
+    if dtype not in _DTYPE_CODES:
+        raise CaptureError(f"a graph cannot hold the dtype {dtype}")
+    return _DTYPE_CODES[dtype]
 
 
 def _head(kind: int, number: int) -> bytes:
@@ -370,10 +379,10 @@ class _Reader:
     def value(self, outputs: bool = False, depth: int = 0) -> Any:
         """An argument, or the outputs; `depth` counts the lists it lies in."""
         cursor = self.cursor
+        if depth > MAX_DEPTH:
+            cursor.fail(f"lists more than {MAX_DEPTH} deep")
         head = cursor.varint()
         kind, number = head & 7, head >> 3
-        if depth == MAX_DEPTH and (kind == _ITEMS or (kind == _SPECIAL and number in (_LIST, _MAPPING))):
-            cursor.fail(f"lists more than {MAX_DEPTH} deep")
         match kind:
             case 0:
                 if number >= self.place:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from deepcomp.errors import FormatError, InputError
 from deepcomp.model import ops
@@ -36,6 +37,15 @@ class Outputs(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"no output {name!r}, there are: {', '.join(self)}") from None
+
+
+# Tracers (`torch.export`, `torch.func`) take outputs apart and put them together again.
+register_pytree_node(
+    Outputs,
+    lambda outputs: (list(outputs.values()), list(outputs)),
+    lambda values, names: Outputs(zip(names, values, strict=True)),
+    serialized_type_name="deepcomp.Outputs",
+)
 
 
 class Interpreter(nn.Module):

@@ -89,7 +89,8 @@ def _distinct(words: Words) -> Words | None:
     most = min(MOST_VALUES, words.size // 2)
     found = np.empty(0, words.dtype)
     for start in range(0, words.size, _BLOCK):
-        found = np.union1d(found, words[start : start + _BLOCK])
+        ordered = np.sort(np.concatenate((found, words[start : start + _BLOCK])))
+        found = ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
         if len(found) > most:
             return None
     return found
