@@ -12,7 +12,7 @@ _COLOURS = {
     "gaps": "#4269d0", "index": "#efb118", "values": "#ff725c", "q": "#6cc5b0", "scale": "#3ca951",
     "zero_point": "#ff8ab7", "words": "#9498a0", "row": "#a463f2", "frame": "#9c6b4e",
 }  # fmt: skip
-_OTHER = "#97bbf5"  # byte planes
+_BAR = 180  # pixels of the longest bar
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -87,14 +87,16 @@ def _bar(parts: dict[str, int], widest: int) -> str:
     """The bytes of each part as a bar, all rows to one scale."""
     out, x = [], 0.0
     for name, size in parts.items():
-        width = 240 * size / widest
+        width = _BAR * size / widest
         label = escape(f"{name}: {size:,} bytes")
         out.append(
             f'<rect x="{x:.2f}" width="{width:.2f}" height="12" fill="{_colour(name)}"><title>{label}</title></rect>'
         )
         x += width
-    return f'<svg width="240" height="12" role="img">{"".join(out)}</svg>'
+    return f'<svg width="{_BAR}" height="12" role="img">{"".join(out)}</svg>'
 
 
 def _colour(part: str) -> str:
-    return _COLOURS.get(part, _OTHER)
+    if part.startswith("plane"):  # higher planes are darker
+        return f"hsl(215 80% {85 - 6 * int(part[5:])}%)"
+    return _COLOURS[part]
