@@ -20,7 +20,7 @@ import torch
 import zstandard
 from peers import Zipnn
 from safetensors.torch import load_file
-from timing import Time, check, compare, finish, heading, machine, show
+from timing import Time, check, compare, data_folder, finish, heading, machine, show
 from torch import Tensor
 
 import deepcomp
@@ -359,10 +359,6 @@ def same(who: str, found: dict[str, Tensor], tensors: dict[str, Tensor]) -> None
     for name, tensor in tensors.items():
         if not torch.equal(found[name], tensor):
             raise SystemExit(f"{who}: {name} is not what it was")
-
-
-def data_folder() -> Path:
-    return Path(os.environ.get("DEEPCOMP_DATA") or Path(__file__).parents[2] / "shared/data")
 
 
 SECTIONS = {"streams": streams, "loading": loading, "sharing": sharing, "uniform": uniform, "lossless": lossless}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Time", "check", "compare", "finish", "heading", "machine", "show", "table"]
+__all__ = ["Time", "check", "compare", "data_folder", "finish", "heading", "machine", "show", "table"]
 
 _PACKAGES = ("numpy", "torch", "numba", "scikit-learn", "zstandard", "dahuffman", "zipnn", "nncodec")
 _missed: list[str] = []
@@ -115,3 +115,8 @@ def _processor() -> str:
     if "model name" not in facts:
         return platform.processor() or platform.machine()
     return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def data_folder() -> Path:
+    """Where the data are that the project does not ship."""
+    return Path(os.environ.get("DEEPCOMP_DATA") or Path(__file__).parents[2] / "shared/data")

@@ -116,7 +116,8 @@ def search(
 
 def _drop(report: Report) -> float:
     assert report.metric is not None
-    return float(report.metric["drop"])
+    worse = report.metric["drop"]
+    return float("inf") if worse is None else float(worse)
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:

@@ -35,6 +35,7 @@ from deepcomp.version import __version__
 
 __all__ = ["Report", "compress", "read_module"]
 
+_ANY = 1 << 62  # what was just written may unfold to any size
 Progress = Callable[[str, int, int], None]
 
 
@@ -54,6 +55,7 @@ class Report:
         `do`, `seconds`, and what the step reports.
     metric : dict or None
         `name`, `before`, `after` and `drop` (how much worse, in the metric's unit); None without data.
+        `after` and `drop` are None where the result cannot be measured.
     tensors : list of dict
         See `report.inspection.inspect`.
     warnings : list of str
@@ -207,8 +209,8 @@ def _run(
         for done, _ in enumerate(write(net, writer, metadata, jobs), 1):
             if progress:
                 progress("encode", done, len(net.tensors))
-    metric = _judge(before, out, judge, net.captured is not None)
-    described = inspect(out, max_bytes=1 << 62)
+    metric = _judge(before, out, judge, net.captured is not None, warnings)
+    described = inspect(out, max_bytes=_ANY)
     return Report(
         input=os.fspath(network) if isinstance(network, (str, os.PathLike)) else type(network).__name__,
         output=os.fspath(out),
@@ -339,18 +341,24 @@ def read_module(path: str | os.PathLike[str], model: str) -> nn.Module:
 
 
 def _judge(
-    before: nn.Module | None, out: str | os.PathLike[str], data: Data | None, runs: bool
+    before: nn.Module | None, out: str | os.PathLike[str], data: Data | None, runs: bool, warnings: list[str]
 ) -> dict[str, Any] | None:
     """The quality before and after, measured on what the file gives back."""
     if data is None or before is None:
         return None
-    after = (
-        loader.load(out, max_bytes=1 << 62) if runs else loader.load(out, into=copy.deepcopy(before), max_bytes=1 << 62)
-    )
+    if runs:
+        after = loader.load(out, max_bytes=_ANY)
+    else:
+        after = loader.load(out, into=copy.deepcopy(before), max_bytes=_ANY)
     if data.metric is None or data.test is None:
         change = output_change(before, after, data)
         return {"name": "change of outputs", "before": 0.0, "after": change.relative, "drop": change.relative}
-    was, now = (evaluate(module, data) for module in (before, after))
+    was = evaluate(before, data)
+    try:
+        now = evaluate(after, data)
+    except InputError as error:  # the network is broken: the file is still what was asked for
+        warnings.append(f"after compression {was.name} cannot be measured: {error}")
+        return {"name": was.name, "before": was.value, "after": None, "drop": None}
     return {"name": was.name, "before": was.value, "after": now.value, "drop": drop(was, now)}
 
 

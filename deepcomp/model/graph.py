@@ -265,7 +265,7 @@ class _Writer:
         return whole
 
     def value(self, value: Structure, depth: int = 0) -> bytes:
-        if depth > MAX_DEPTH:
+        if depth == MAX_DEPTH and isinstance(value, tuple | list | dict):
             raise CaptureError(f"lists more than {MAX_DEPTH} deep")
         match value:
             case Value(index):
@@ -379,8 +379,6 @@ class _Reader:
     def value(self, outputs: bool = False, depth: int = 0) -> Any:
         """An argument, or the outputs; `depth` counts the lists it lies in."""
         cursor = self.cursor
-        if depth > MAX_DEPTH:
-            cursor.fail(f"lists more than {MAX_DEPTH} deep")
         head = cursor.varint()
         kind, number = head & 7, head >> 3
         match kind:
@@ -397,7 +395,7 @@ class _Reader:
             case 2:
                 return _unfold(number)
             case 3:
-                return tuple(self.items(number, outputs, depth))
+                return tuple(self.items(number, depth, lambda below: self.value(outputs, below)))
             case 4:
                 return self.special(number, outputs, depth)
             case 5:
@@ -412,10 +410,13 @@ class _Reader:
             case _:
                 return self.number(number)
 
-    def items(self, count: int, outputs: bool, depth: int) -> list[Any]:
+    def items(self, count: int, depth: int, read: Callable[[int], T]) -> list[T]:
+        """`count` items, read with the depth at which they lie."""
+        if depth == MAX_DEPTH:
+            self.cursor.fail(f"lists more than {MAX_DEPTH} deep")
         if count > self.cursor.left:
             self.cursor.fail(f"{count} items, {self.cursor.left} bytes left")
-        return [self.value(outputs, depth + 1) for _ in range(count)]
+        return [read(depth + 1) for _ in range(count)]
 
     def special(self, number: int, outputs: bool, depth: int) -> Any:
         cursor = self.cursor
@@ -424,9 +425,10 @@ class _Reader:
         if number == _LONG:
             return cursor.zigzag()
         if number == _LIST and outputs:
-            return self.items(self.count(), outputs, depth)
+            return self.items(cursor.varint(), depth, lambda below: self.value(outputs, below))
         if number == _MAPPING and outputs:
-            pairs = [(cursor.text(MAX_TEXT), self.value(outputs, depth + 1)) for _ in range(self.count())]
+            count = cursor.varint()
+            pairs = self.items(count, depth, lambda below: (cursor.text(MAX_TEXT), self.value(outputs, below)))
             if len(dict(pairs)) < len(pairs):
                 cursor.fail("a name twice in the outputs")
             return dict(pairs)

@@ -290,7 +290,7 @@ def _check_recurrent(
     out, cell = hidden[0].shape[-1], hidden[1].shape[-1]  # they differ where a projection follows
     rows, ways, batch = _GATES[name] * cell, 2 if both else 1, inputs.shape[0 if first else 1]
     expected = [(layers * ways, batch, out), (layers * ways, batch, cell)]
-    for layer in range(min(layers, len(weights))):
+    for layer in range(min(layers, len(weights) + 1)):
         width = inputs.shape[2] if layer == 0 else out * ways
         one = [(rows, width), (rows, out), *([(rows,)] * 2 if biases else []), *([(out, cell)] if out != cell else [])]
         expected += one * ways

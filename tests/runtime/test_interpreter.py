@@ -1,0 +1,289 @@
+"""Graphs run as modules: names, inputs, gradients, devices, and what a hostile graph cannot do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deepcomp.errors import DeepcompError, FormatError, InputError
+from deepcomp.model.graph import Graph, Input, Node, Stored, Value
+from deepcomp.runtime.interpreter import Interpreter, Outputs
+
+X = Input("x", torch.float32, (None, 4))
+WEIGHT, BIAS = torch.arange(8.0).view(2, 4) / 8, torch.tensor([0.5, -20.0])
+LAYER = Graph((X,), (Node("linear", (Value(0), Stored(0), Stored(1))), Node("relu", (Value(1),))), Value(2))
+NAMES = ["fc.weight", "fc.bias"]
+
+
+def layer(**options: Any) -> Interpreter:
+    tensors: list[Any] = [("fc.weight", WEIGHT.clone(), "parameter"), ("fc.bias", BIAS.clone(), "parameter")]
+    return Interpreter(LAYER, NAMES, tensors, **options)
+
+
+def expected(x: Tensor) -> Tensor:
+    return torch.relu(x @ WEIGHT.T + BIAS)
+
+
+def single(*nodes: Node, inputs: Any = (X,), tensors: tuple[Tensor, ...] = (), **options: Any) -> Interpreter:
+    """A network that returns its last value."""
+    names = [f"p.{number}" for number in range(len(tensors))]
+    graph = Graph(inputs, nodes, Value(len(inputs) + len(nodes) - 1))
+    return Interpreter(graph, names, [(n, t, "parameter") for n, t in zip(names, tensors, strict=True)], **options)
+
+
+# ---------------------------------------------------------------- a module like the original
+
+
+def test_it_computes_in_eval_mode(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    assert not network.training
+    assert torch.equal(network(x), expected(x))
+    assert torch.equal(network(x=x), expected(x))
+
+
+def test_the_state_dict_has_the_original_names_without_constants() -> None:
+    tensors: list[Any] = [
+        ("a.weight", torch.ones(2), "parameter"),
+        ("a.b.0.count", torch.tensor(3), "buffer"),
+        ("a.whole", torch.ones(2, dtype=torch.int8), "parameter"),
+        ("table", torch.ones(2), "constant"),
+        ("top", torch.ones(2, dtype=torch.bfloat16), "parameter"),
+    ]
+    network = Interpreter(Graph((X,), (), Value(0)), [], tensors)
+    assert network.state_dict().keys() == {"a.weight", "a.b.0.count", "a.whole", "top"}
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"a.weight", "top"}
+    assert {name for name, _ in network.named_buffers()} == {"a.b.0.count", "table"}
+
+
+def test_tied_tensors_are_one_parameter() -> None:
+    weight = torch.ones(2)
+    network = Interpreter(Graph((X,), (), Value(0)), [], [("a.w", weight, "parameter"), ("b.w", weight, "parameter")])
+    both = dict(network.named_parameters(remove_duplicate=False))
+    assert both["a.w"] is both["b.w"]
+    assert len(list(network.parameters())) == 1
+
+
+def test_gradients_reach_parameters_and_inputs(randn: Any) -> None:
+    network, x = layer(), randn(3, 4).requires_grad_()
+    before = network(x).square().mean()
+    before.backward()
+    assert x.grad is not None
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    torch.optim.SGD(network.parameters(), 0.1).step()
+    assert network(x).square().mean() < before
+
+
+def test_it_can_be_copied_pickled_loaded_and_cast(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(x), expected(x))
+        twin.load_state_dict({"fc.weight": torch.zeros(2, 4), "fc.bias": torch.ones(2)})
+        assert torch.equal(twin(x), torch.ones(3, 2))
+    assert torch.equal(network(x), expected(x))
+    assert network.double()(x.double()).dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer()(x).dtype == torch.bfloat16
+
+
+def test_a_parametrization_is_run_through(randn: Any) -> None:
+    class Double(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    network, x = layer(), randn(3, 4)
+    parametrize.register_parametrization(network.get_submodule("fc"), "weight", Double())
+    torch.testing.assert_close(network(x), torch.relu(2 * x @ WEIGHT.T + BIAS))
+
+
+def test_tensors_made_from_numbers_go_where_the_network_is() -> None:
+    made, scaled = Node("full", ((4,), 2.0)), Node("mul.Tensor", (Value(0), Value(1)))
+    network = single(made, scaled, Node("add.Tensor", (Value(2), Stored(0))), tensors=(torch.ones(4),)).to("meta")
+    assert network(torch.ones(3, 4, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_it_can_be_exported_and_traced_in_turn(strict: bool, randn: Any) -> None:
+    x = randn(3, 4)
+    program = torch.export.export(layer(), (x,), dynamic_shapes=(({0: torch.export.Dim.AUTO},),), strict=strict)
+    assert torch.equal(program.module()(x), expected(x))
+    assert torch.func.vmap(layer())(x[:, None]).shape == (3, 1, 2)
+
+
+def test_outputs_keep_their_nesting_and_can_be_named() -> None:
+    outputs = {"y": Value(1), "rest": (Value(0), [{"deep": Value(1)}], None, 7), "items": Stored(0)}
+    graph = Graph((X,), (Node("relu", (Value(0),)),), outputs)
+    network = Interpreter(graph, ["w"], [("w", torch.ones(1), "parameter")])
+    found = network(torch.ones(2, 4))
+    assert isinstance(found, Outputs)
+    assert found.y is found["y"]
+    assert found.rest[1][0].deep is found.y
+    assert found.rest[2:] == (None, 7)
+    assert next(iter(found.items()))[0] == "y"
+    with pytest.raises(AttributeError, match="no output 'z', there are: y, rest, items"):
+        _ = found.z
+    assert copy.deepcopy(found).y.shape == pickle.loads(pickle.dumps(found)).y.shape == (2, 4)
+
+
+def test_values_are_freed_after_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = single(*(Node("exp", (Value(index),)) for index in range(20)))
+    alive: list[int] = []
+
+    class Watched(Tensor):
+        count = 0
+
+        def __del__(self) -> None:
+            Watched.count -= 1
+
+    def watch(x: Tensor) -> Tensor:
+        Watched.count += 1
+        alive.append(Watched.count)
+        return torch.ones(1).as_subclass(Watched)
+
+    for index, operation in enumerate(network._dcz.operations):
+        network._dcz.operations[index] = copy.copy(operation)
+        object.__setattr__(network._dcz.operations[index], "call", watch)
+    network(torch.ones(1, 4))
+    assert max(alive) <= 3 * 2  # the operand, the result, and the check of sizes doubles them
+
+
+# ---------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {}, r"0 inputs by position, none by name found; x: float32\[\*, 4\] expected"),
+        ((torch.ones(1, 4),) * 2, {}, "2 inputs by position"),
+        ((torch.ones(1, 4),), {"x": torch.ones(1, 4)}, "1 inputs by position, x by name"),
+        ((), {"y": torch.ones(1, 4)}, "0 inputs by position, y by name"),
+        ((torch.ones(1, 5),), {}, r"input 'x': shape \(1, 5\) found, x: float32\[\*, 4\] expected"),
+        ((torch.ones(4),), {}, r"input 'x': shape \(4,\) found"),
+        (([1.0],), {}, "input 'x': list found, a tensor expected"),
+    ],
+)
+def test_wrong_inputs_are_said_in_one_line(args: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        layer()(*args, **kwargs)
+
+
+def test_an_error_names_the_operation() -> None:
+    with pytest.raises(InputError, match=r"^operation 1 of the network, mm: [^\n]*$"):
+        single(Node("relu", (Value(0),)), Node("mm", (Value(1), Value(1))))(torch.ones(3, 4))
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "a..b", "../../etc/passwd", "a/b", "forward", "__class__", "a.__dict__", "_modules", "_dcz",
+             "training", "a.half.b", "x" * 100_000, "a\0", "x." * 5000 + "x"]
+)  # fmt: skip
+@pytest.mark.parametrize("role", ["parameter", "buffer", "constant"])
+def test_hostile_names_are_refused_and_nothing_is_overwritten(name: str, role: Any) -> None:
+    with pytest.raises(DeepcompError) as error:
+        Interpreter(LAYER, NAMES, [(name, torch.ones(1), role)])
+    assert len(str(error.value)) < 500
+    assert torch.equal(layer()(torch.ones(1, 4)), expected(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a.b"), ("a.b", "a"), ("a.b", "a.b")])
+def test_names_that_collide_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(FormatError):
+        Interpreter(Graph((X,), (), Value(0)), [], [(name, torch.ones(1), "buffer") for name in names])
+
+
+def test_a_missing_tensor_is_named() -> None:
+    with pytest.raises(FormatError, match=r"no tensor named 'fc.bias'"):
+        Interpreter(LAYER, NAMES, [("fc.weight", WEIGHT, "parameter")])
+
+
+HUGE = 1 << 40
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (Node("zeros", ((HUGE,),)),),
+        (Node("zeros", ((HUGE, HUGE),)),),
+        (Node("full", ((HUGE,), 1)),),
+        (Node("arange", (HUGE,)),),
+        (Node("linspace", (0, 1, HUGE)),),
+        (Node("eye", (1 << 20,)),),
+        (Node("expand", (Value(0), (HUGE, -1, -1))),),
+        (Node("repeat", (Value(0), (HUGE, 1))),),
+        (Node("tile", (Value(0), (HUGE, 1))),),
+        (Node("repeat_interleave.self_int", (Value(0), HUGE)),),
+        (Node("pad", (Value(0), (HUGE, 0))),),
+        (Node("constant_pad_nd", (Value(0), (0, HUGE), 0)),),
+        (Node("new_zeros", (Value(0), (HUGE,))),),
+        (Node("unsqueeze", (Value(0), 0)), Node("upsample_nearest1d.vec", (Value(1), (HUGE,), None))),
+        (Node("unsqueeze", (Value(0), 0)), Node("adaptive_avg_pool1d", (Value(1), (HUGE,)))),
+        (Node("to.dtype", (Value(0), torch.int64)), Node("one_hot", (Value(1), HUGE))),
+        tuple(Node("cat", ((Value(index), Value(index)),)) for index in range(40)),
+        (Node("repeat", (Value(0), (1 << 10, 1))), Node("reshape", (Value(1), (-1,))), Node("outer", (Value(2),) * 2)),
+    ],
+    ids=lambda nodes: nodes[-1].op,
+)  # fmt: skip
+def test_no_result_grows_beyond_the_limit(nodes: tuple[Node, ...]) -> None:
+    network = single(*nodes, max_elements=1 << 22)
+    with pytest.raises(InputError, match=f"operation .* of the network, {nodes[-1].op}: "):
+        network(torch.ones(2, 4))
+
+
+def test_results_up_to_the_limit_are_made() -> None:
+    assert single(Node("zeros", ((64,),)), max_elements=64)(torch.ones(1, 4)).shape == (64,)
+    with pytest.raises(InputError, match="a result of 65 elements, at most 64 allowed"):
+        single(Node("zeros", ((65,),)), max_elements=64)(torch.ones(1, 4))
+
+
+def test_a_larger_batch_is_checked_anew() -> None:
+    network = single(Node("repeat", (Value(0), (1, 8))), max_elements=64)
+    assert network(torch.ones(2, 4)).shape == (2, 32)
+    with pytest.raises(InputError, match="96 elements"):
+        network(torch.ones(3, 4))
+
+
+def test_a_mask_may_index() -> None:
+    nodes = (Node("gt.Scalar", (Value(0), 0)), Node("index.Tensor", (Value(0), (Value(1),))))
+    assert single(*nodes)(torch.tensor([[1.0, -1.0, 2.0, 0.0]])).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "node", [Node("int.mul", ("ab", 1 << 40)), Node("int.mul", ((1, 2), 1 << 40)), Node("getitem", (Value(0), 0)),
+             Node("int.mul", (1 << 50, 1 << 50)), Node("int.floordiv", (1, 0)), Node("mul.Tensor", (Value(0), "x"))]
+)  # fmt: skip
+def test_arithmetic_on_anything_but_sizes_is_an_error(node: Node) -> None:
+    with pytest.raises(InputError):
+        single(node)(torch.ones(1, 4))
+
+
+STATE, SEQUENCE = torch.zeros(1, 2, 4), Input("x", torch.float32, (5, None, 8))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtype"),
+    [
+        ([(16, 2), (16, 4), (16,), (16,)], None),  # these four would read past the end of a weight
+        ([(16, 8), (16, 4), (16,), (16,)], torch.float16),
+        ([(4, 8), (4, 4), (4,), (4,)], None),
+        ([(16, 8), (16, 1), (16,), (16,)], None),
+        ([(16, 8), (16, 4), (16,)], None),
+        ([], None),
+    ],
+)
+def test_recurrent_weights_of_other_shapes_never_reach_the_kernel(shapes: list[Any], dtype: torch.dtype | None) -> None:
+    tensors = [torch.ones(shape) for shape in shapes]
+    if dtype is not None:
+        tensors[2] = tensors[2].to(dtype)
+    weights = tuple(map(Stored, range(2, 2 + len(tensors))))
+    call = Node("lstm.input", (Value(0), (Stored(0), Stored(1)), weights, True, 1, 0.0, False, False, False))
+    network = single(call, inputs=(SEQUENCE,), tensors=(STATE, STATE.clone(), *tensors))
+    with pytest.raises(InputError, match=r"operation 0 of the network, lstm.input: .*expected"):
+        network(torch.ones(5, 2, 8))
