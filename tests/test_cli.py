@@ -125,6 +125,13 @@ def test_a_model_and_data_of_ones_own(run, tmp_path, monkeypatch):
     assert "runs without source code" in run("inspect", "y.dcz").out
 
 
+def test_a_network_that_does_not_run_on_the_data_is_said_in_one_line(run, tmp_path):
+    save_file(zoo.build("lenet-5").state_dict(), tmp_path / "w.safetensors")
+    found = run("evaluate", "w.safetensors", "--model", "lenet-5", "--data", "digits", code=1)
+    assert "LeNet5 does not run on this data" in found.err
+    assert found.err.count("\n") == 1
+
+
 def test_budgets_and_their_exit_codes(run, weights, tmp_path):
     args = ("compress", "in.safetensors", "--recipe", "uniform")
     assert "tried quantize.bits" in run(*args, "-o", "x.dcz", "--max-size", "3kB").out

@@ -25,9 +25,11 @@ __all__ = [
     "CHUNK",
     "HEADER",
     "INDEX_LIMIT",
+    "LONGEST_NAME",
     "MAGIC",
     "MAJOR",
     "MINOR",
+    "MOST_RECORDS",
     "TRAILER",
     "Record",
     "pack_index",
@@ -41,6 +43,8 @@ TRAILER = struct.Struct("<I32sI")
 CRC = struct.Struct("<I")
 CHUNK = 4096  # a writer closes a chunk once it holds this many bytes
 INDEX_LIMIT = 1 << 28  # bytes of an index after inflating
+MOST_RECORDS = 1 << 21
+LONGEST_NAME = 1 << 16  # bytes
 _DEFLATE_LIMIT = 1100  # no deflate stream grows by more than this factor
 
 # Texts that indices are full of, the commonest last: deflate refers back to them from the first
@@ -102,7 +106,7 @@ def unpack_index(raw: bytes, offset: int, what: str) -> list[Record]:
     Raises
     ------
     FormatError
-        If the index is not what `pack_index` writes, or is larger than `INDEX_LIMIT`.
+        If the index is not what `pack_index` writes, or is larger than `INDEX_LIMIT` or `MOST_RECORDS`.
     """
     outer = wire.Cursor(raw, offset, f"{what}: index")
     flag = outer.byte()
@@ -123,13 +127,13 @@ def unpack_index(raw: bytes, offset: int, what: str) -> list[Record]:
     records: list[Record] = []
     seen: set[tuple[int, str]] = set()
     chunk, inside = HEADER.size, 0
-    for _ in range(cursor.varint(cursor.left)):
+    for _ in range(cursor.varint(min(cursor.left, MOST_RECORDS))):
         kind, last = divmod(cursor.varint(1 << 16), 2)
-        name = cursor.text()
+        name = cursor.text(LONGEST_NAME)
         head = bytes(cursor.take(cursor.varint(cursor.left)))
         record = Record(kind, name, head, cursor.varint(1 << 56), bool(last), chunk, inside)
         if (kind, name) in seen:
-            cursor.fail(f"a second record named {name!r}")
+            cursor.fail(f"a second record named {name[:200]!r}")
         seen.add((kind, name))
         records.append(record)
         inside += record.length

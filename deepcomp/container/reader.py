@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import zlib
 from pathlib import Path
@@ -47,9 +48,11 @@ class Reader:
         self._lock = threading.Lock()
         self._kept: tuple[int, memoryview] | None = None  # the last small chunk read
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # opening a pipe would wait for its other end
+                raise InputError(f"{self.path}: cannot be read: not a regular file")
             self._file = open(self.path, "rb")  # noqa: SIM115 (closed by close())
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            raise InputError(f"{self.path}: cannot be read: {getattr(error, 'strerror', error)}") from None
         try:
             self._read_index()
         except BaseException:
@@ -66,10 +69,9 @@ class Reader:
         magic, major, minor = HEADER.unpack(header)
         if magic != MAGIC:
             raise FormatError(f"{self.path}: not a .dcz file: it starts with {magic!r}, {MAGIC!r} expected")
-        if major > MAJOR:
-            raise FormatError(
-                f"{self.path}: format {major}.{minor} found, this deepcomp reads up to {MAJOR}.x: a newer one is needed"
-            )
+        if major != MAJOR:
+            newer = ": a newer one is needed" if major > MAJOR else ""
+            raise FormatError(f"{self.path}: format {major}.{minor} found, this deepcomp reads {MAJOR}.x{newer}")
         self.version = (major, minor)
         trailer = self._pread(self.size - TRAILER.size, TRAILER.size)
         self.index_size, self._sha256, crc = TRAILER.unpack(trailer)
@@ -141,7 +143,7 @@ class Reader:
         size = self._chunk_sizes[start]
         raw = self._pread(start, size + CRC.size)
         if zlib.crc32(raw[:size]) != CRC.unpack(raw[size:])[0]:
-            names = ", ".join(record.name for record in self.records if record.chunk == start and record.length)
+            names = ", ".join(repr(record.name) for record in self.records if record.chunk == start and record.length)
             raise FormatError(
                 f"{self.path}: checksum of {names[:200]} does not match, in bytes {start} to {start + size}"
             )
@@ -149,8 +151,11 @@ class Reader:
 
     def _pread(self, offset: int, count: int) -> memoryview:
         with self._lock:
-            self._file.seek(offset)
-            data = self._file.read(count)
+            try:
+                self._file.seek(offset)
+                data = self._file.read(count)
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
         if len(data) != count:
             raise FormatError(f"{self.path}: {count} bytes expected at byte {offset}, {len(data)} found")
         return memoryview(data)

@@ -12,7 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from deepcomp.container.layout import CHUNK, CRC, HEADER, MAGIC, MAJOR, MINOR, TRAILER, Record, pack_index
+from deepcomp.container.layout import (
+    CHUNK,
+    CRC,
+    HEADER,
+    LONGEST_NAME,
+    MAGIC,
+    MAJOR,
+    MINOR,
+    MOST_RECORDS,
+    TRAILER,
+    Record,
+    pack_index,
+)
 from deepcomp.errors import InputError
 
 __all__ = ["Writer", "check_target", "move", "place"]
@@ -59,7 +71,15 @@ class Writer:
         kind, name, head : see `Record`
         body : iterable of bytes-like
             The parts of the body, written one after another.
+
+        Raises
+        ------
+        InputError
+            If the name, or the number of records, is more than a reader accepts.
         """
+        if len(name.encode()) > LONGEST_NAME or len(self.records) == MOST_RECORDS:
+            limits = f"names of {LONGEST_NAME} bytes and {MOST_RECORDS} records"
+            raise InputError(f"{self.path}: a file holds {limits} at most, more found at {name[:40]!r}")
         whole = b"".join(body)
         if len(whole) >= CHUNK:
             self._close_chunk()  # small neighbours are read without this one

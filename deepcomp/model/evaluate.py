@@ -76,7 +76,7 @@ def call(module: nn.Module, inputs: Inputs) -> Tensor:
     Raises
     ------
     InputError
-        There is no tensor among the outputs.
+        The module cannot be called with these inputs, or there is no tensor among the outputs.
     """
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
 
@@ -85,12 +85,17 @@ def call(module: nn.Module, inputs: Inputs) -> Tensor:
             return value
         return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
-    if isinstance(inputs, Tensor):
-        output = module(fit(inputs))
-    elif isinstance(inputs, Mapping):
-        output = module(**{name: fit(value) for name, value in inputs.items()})
-    else:
-        output = module(*(fit(value) for value in inputs))
+    try:
+        if isinstance(inputs, Tensor):
+            output = module(fit(inputs))
+        elif isinstance(inputs, Mapping):
+            output = module(**{name: fit(value) for name, value in inputs.items()})
+        else:
+            output = module(*(fit(value) for value in inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{type(module).__name__} does not run on this data: {' '.join(str(error).split())}"
+        ) from error
     leading = _leading(output)
     if leading is None:
         raise InputError(f"{type(module).__name__}: a {type(output).__name__} without a tensor came out of the network")

@@ -19,13 +19,13 @@ from torch.utils._pytree import register_pytree_node
 from deepcomp.errors import FormatError, InputError
 from deepcomp.model import ops
 from deepcomp.model.graph import Graph, Input, Stored, Value, misfit, references, transform
+from deepcomp.runtime import limits
 
 __all__ = ["Interpreter", "Outputs", "Role"]
 
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
-_GATES = {"lstm.input": 4, "gru.input": 3, "rnn_tanh.input": 1, "rnn_relu.input": 1}
 _CHECKED = 64  # shapes of inputs whose results are known to stay below
 
 
@@ -122,10 +122,9 @@ class Interpreter(nn.Module):
         for place, (node, operation, spent) in enumerate(steps):
             try:
                 operands, options = transform(node.args, find), transform(node.kwargs, find)
-                if node.op in _GATES:
-                    _check_recurrent(node.op, *operands)
+                limits.check_recurrent(operation, operands)
                 if not trusted:
-                    _check_size(operation, operands, options, program.max_elements)
+                    limits.check_size(operation, operands, options, program.max_elements)
                 if operation.makes:
                     options["device"] = device
                 values[len(inputs) + place] = operation.call(*operands, **options)
@@ -248,55 +247,6 @@ def _describe(entry: Input) -> str:
 def _device(tensors: Sequence[Tensor]) -> torch.device:
     """Where tensors made from numbers alone belong."""
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _check_size(operation: ops.Operation, operands: Any, options: Mapping[str, Any], limit: int) -> None:
-    """Refuse an operation whose result would not fit, found by a run on tensors without memory.
-
-    Types are left out of it, as automatic casts do not apply to such tensors. An index by a mask
-    gives no more than it is given, and cannot be run without values.
-    """
-    if operation.name == "index.Tensor" and any(
-        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in operands[1]
-    ):
-        return
-
-    def hollow(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            kind = torch.float32 if item.is_floating_point() else item.dtype
-            return torch.empty(item.shape, dtype=kind, device="meta")
-        if isinstance(item, tuple | list):
-            return tuple([hollow(entry) for entry in item])
-        return item
-
-    with torch.no_grad():
-        place = {"device": torch.device("meta")} if operation.makes else {}
-        result = operation.call(*hollow(operands), **{k: hollow(v) for k, v in options.items()}, **place)
-    for item in result if isinstance(result, tuple | list) else [result]:
-        if isinstance(item, Tensor) and item.numel() > limit:
-            raise ValueError(f"a result of {item.numel()} elements, at most {limit} allowed")
-
-
-def _check_recurrent(
-    name: str, inputs: Any, states: Any, weights: Any, biases: Any, layers: Any, _: Any, __: Any, both: Any, first: Any
-) -> None:
-    """Insist on the shapes and types of a recurrent network: the kernels trust them, and read astray."""
-    hidden = tuple(states) if name == "lstm.input" else (states, states)
-    tensors = [*hidden, *weights]
-    if not all(isinstance(entry, Tensor) and entry.is_floating_point() for entry in [inputs, *tensors]):
-        raise ValueError("floating-point tensors expected")
-    if inputs.ndim != 3 or len(hidden) != 2 or len({entry.dtype for entry in tensors}) != 1:
-        raise ValueError("an input of three dimensions, a state, and weights of one type expected")
-    out, cell = hidden[0].shape[-1], hidden[1].shape[-1]  # they differ where a projection follows
-    rows, ways, batch = _GATES[name] * cell, 2 if both else 1, inputs.shape[0 if first else 1]
-    expected = [(layers * ways, batch, out), (layers * ways, batch, cell)]
-    for layer in range(min(layers, len(weights) + 1)):
-        width = inputs.shape[2] if layer == 0 else out * ways
-        one = [(rows, width), (rows, out), *([(rows,)] * 2 if biases else []), *([(out, cell)] if out != cell else [])]
-        expected += one * ways
-    found = [tuple(entry.shape) for entry in tensors]
-    if found != expected:
-        raise ValueError(f"states and weights of shapes {found} found, {expected} expected")
 
 
 def _named(outputs: Any) -> Any:

@@ -74,9 +74,10 @@ class Blocks:
             return values.reshape([1] * len(self.shape))
         rest = [n for i, n in enumerate(self.shape) if i != self.axis]
         if self.size:
-            per_weight = values.reshape(self._channels, -1).repeat_interleave(self.size, dim=1)[:, : self._row]
+            blocks = values.reshape(self._channels, self._per_channel)
+            per_weight = blocks.repeat_interleave(min(self.size, self._row), dim=1)[:, : self._row]
             return per_weight.reshape(self._channels, *rest).movedim(0, self.axis)
-        per_channel = values.repeat_interleave(self.group)[: self._channels]
+        per_channel = values.repeat_interleave(min(self.group, self._channels))[: self._channels]
         return per_channel.reshape([-1 if i == self.axis else 1 for i in range(len(self.shape))])
 
     def at(self, positions: Tensor) -> Tensor:

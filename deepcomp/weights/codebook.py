@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcomp.weights import clustering
-from deepcomp.weights.dtypes import dtype_of, from_words, to_words
-from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
+from deepcomp.weights.dtypes import dtype_of, from_words, integers, to_words
+from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect, expect_words
 
 __all__ = ["Codebook"]
+
+_BLOCK = 1 << 20  # indices widened at a time
 
 
 class Codebook(Form):
@@ -69,13 +71,10 @@ class Codebook(Form):
 
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
-        index, words, kind, count = (
-            packed.symbols["index"],
-            packed.tables["values"],
-            dtype_of(dtype),
-            count_of(shape, at),
-        )
-        expect(words.dtype == kind.word and kind.words == 1, f"a codebook that does not hold {kind.name}")
+        index, words = packed.symbols["index"], packed.tables["values"]
+        kind, count = dtype_of(dtype), count_of(shape, at)
+        expect(kind.words == 1, f"a codebook of {kind.name}")
+        expect_words(words, kind)
         expect(len(index) == count, f"{len(index)} indices found, {count} expected")
         if count:
             largest = int(index.max())
@@ -86,7 +85,11 @@ class Codebook(Form):
     @torch.no_grad()
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         out: Tensor = zeros(self.shape, dtype=self.dtype)
-        torch.index_select(self.values, 0, self.index.reshape(-1).int(), out=out.view(-1))
+        # torch has this kernel for every width, but not for every type
+        values, index, flat = integers(self.values), self.index.reshape(-1), integers(out.view(-1))
+        for begin in range(0, len(index), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            torch.index_select(values, 0, index[part].int(), out=flat[part])
         return out
 
 

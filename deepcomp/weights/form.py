@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from deepcomp import entropy
 from deepcomp.errors import FormatError
+from deepcomp.weights.dtypes import DType
 
-__all__ = ["Form", "Packed", "Zeros", "count_of", "expect"]
+__all__ = ["Form", "Packed", "Zeros", "count_of", "expect", "expect_words"]
 
 Array = np.ndarray[Any, Any]
 Zeros = Callable[..., Tensor]
@@ -57,10 +58,20 @@ class Form(nn.Module, ABC):
         Shape of what `forward()` returns.
     dtype : torch.dtype
         Element type of what `forward()` returns.
+    code, name
+        The form's number and name.
+    symbols, tables, facts
+        What `pack` may give, in the order of the file.
+    lies_over : bool
+        Whether an inner form holds the values.
+    work : int
+        Bytes of memory that `unpack` and `dense` take at most for each symbol, besides the dense weight.
     """
 
     code: ClassVar[int]
     name: ClassVar[str]
+    lies_over: ClassVar[bool] = False
+    work: ClassVar[int]
     symbols: ClassVar[tuple[str, ...]] = ()
     tables: ClassVar[tuple[str, ...]] = ()
     facts: ClassVar[tuple[str, ...]] = ()
@@ -128,3 +139,11 @@ def expect(condition: bool, found: str) -> None:
     """Raise a `FormatError` saying what was found unless the condition holds."""
     if not condition:
         raise FormatError(found)
+
+
+def expect_words(words: Array, kind: DType) -> None:
+    """Insist on words of an element type; a bool is 0 or 1, as all that compute with it rely on."""
+    expect(words.dtype == kind.word, f"words of {words.dtype.itemsize} bytes found, {kind.word_bytes} expected")
+    if kind.torch == torch.bool:
+        largest = int(words.max(initial=0))
+        expect(largest <= 1, f"a bool of {largest} found, 0 or 1 expected")

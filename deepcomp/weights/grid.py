@@ -175,14 +175,16 @@ class Grid(Form):
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
         facts = packed.facts
-        bits, symmetric, axis = facts["bits"], bool(facts["symmetric"]), facts["axis"]
+        bits, symmetric, axis, lowest = facts["bits"], bool(facts["symmetric"]), facts["axis"], facts["lowest"]
         expect(1 <= bits <= 16, f"{bits} bits found, 1 to 16 expected")
+        expect(facts["symmetric"] in (0, 1), f"symmetric = {facts['symmetric']} found, 0 or 1 expected")
         expect(dtype.is_floating_point, f"a grid for {dtype}, a float type expected")
+        group, size, top = facts["group"], facts["size"], _top(bits, symmetric)
         expect(
-            -1 <= axis < len(shape) and facts["group"] >= 1 and facts["size"] >= 0,
-            "a grid with an impossible axis, group or block",
+            -1 <= axis < len(shape) and group >= 1 and size >= 0 and (group == 1 or size == 0),
+            f"axis {axis}, group {group}, size {size} found on a grid of {len(shape)} dimensions",
         )
-        blocks = Blocks(shape, None if axis < 0 else axis, facts["group"], facts["size"])
+        blocks = Blocks(shape, None if axis < 0 else axis, group, size)
         q, count = packed.symbols["q"], count_of(shape, at)
         expect(len(q) == count, f"{len(q)} integers found, {count} expected")
         scale = torch.from_numpy(_unpack_scale(packed.tables["scale"]))
@@ -192,12 +194,14 @@ class Grid(Form):
             zero_point = _middle(bits, blocks.count)
         else:
             expect("zero_point" in packed.symbols, "an asymmetric grid without zero-points")
-            zero_point = torch.from_numpy(packed.symbols["zero_point"].astype(np.float32))
-            expect(len(zero_point) == blocks.count, f"{len(zero_point)} zero-points found, {blocks.count} expected")
-        integers = torch.from_numpy(q.astype(np.float32)) + facts["lowest"]
-        if count:
-            span = (int(integers.min()), int(integers.max()))
-            expect(span[0] >= 0 and span[1] <= _top(bits, symmetric), f"integers {span} found on a grid of {bits} bits")
+            points = packed.symbols["zero_point"]
+            expect(len(points) == blocks.count, f"{len(points)} zero-points found, {blocks.count} expected")
+            highest = int(points.max(initial=0))
+            expect(highest < 1 << 16, f"zero-point {highest} found, less than 2^16 expected")
+            zero_point = torch.from_numpy(points.astype(np.float32))
+        highest = int(q.max(initial=0))
+        expect(0 <= lowest <= top - highest, f"integers up to {lowest} + {highest} found on a grid of {bits} bits")
+        integers = torch.from_numpy(q.astype(np.float32)).add_(lowest)
         held = integers.reshape(shape if at is None else (count,))
         form = cls(held, scale, zero_point, bits, symmetric, blocks, at, dtype)
         with torch.no_grad():

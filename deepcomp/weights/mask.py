@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcomp.weights.dtypes import to_words
+from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Mask(Form):
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         out: Tensor = zeros(self.shape, dtype=self.dtype)
         # words are scattered by numpy: it takes half the time of torch's index_put_
-        to_words(out)[self.positions.numpy()] = to_words(self.inner.dense())
+        kind = dtype_of(self.dtype)
+        elements = -1 if kind.words == 1 else (-1, kind.words)
+        to_words(out).reshape(elements)[self.positions.numpy()] = to_words(self.inner.dense()).reshape(elements)
         return out
 
     def pack(self) -> Packed:
@@ -77,9 +79,12 @@ class Mask(Form):
 
         expect(at is None and packed.inner is not None, "a mask under a mask, or over nothing")
         assert packed.inner is not None
-        positions = np.cumsum(packed.symbols["gaps"], dtype=np.int64)
-        positions += np.arange(len(positions))
-        size = count_of(shape, None)
+        gaps, size = packed.symbols["gaps"], count_of(shape, None)
+        if len(gaps) >= 1 << 31:  # the sum of fewer cannot overflow
+            expect(gaps.sum(dtype=np.float64) < size, f"positions beyond a tensor of {size}")
+        positions = np.add(gaps, 1, dtype=np.int64)
+        np.cumsum(positions, out=positions)
+        positions -= 1
         if len(positions):
             expect(positions[-1] < size, f"position {positions[-1]} found in a tensor of {size}")
         where = torch.from_numpy(positions)

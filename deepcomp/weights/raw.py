@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepcomp import entropy
 from deepcomp.entropy import planes
 from deepcomp.weights.dtypes import DTYPES, dtype_of, from_words, to_words
-from deepcomp.weights.form import Form, Packed, count_of, expect
+from deepcomp.weights.form import Form, Packed, count_of, expect, expect_words
 
 __all__ = ["Raw"]
 
@@ -67,9 +67,11 @@ class Raw(Form):
         stored = packed.facts.get("stored", dtype_of(dtype).code)
         expect(stored in DTYPES, f"element type {stored} found, 0 to {max(DTYPES)} expected")
         kind, count = DTYPES[stored], count_of(shape, at)
+        both_floats = dtype.is_floating_point and kind.torch.is_floating_point
+        expect(kind.torch == dtype or both_floats, f"{kind.name} found where {dtype_of(dtype).name} is stored")
         if packed.tables:
             (words,) = packed.tables.values()
-            expect(words.dtype == kind.word, f"words of {words.dtype.itemsize} bytes, {kind.word_bytes} expected")
+            expect(not packed.symbols, "words and byte planes of them")
         else:
             cut = list(packed.symbols.values())
             expect(len(cut) == kind.word_bytes, f"{len(cut)} byte planes found, {kind.word_bytes} expected")
@@ -78,6 +80,7 @@ class Raw(Form):
             words = planes.join(cut, kind.word, rotate=kind.is_float)
         if not words.flags.writeable:
             words = words.copy()  # it lies in the bytes of the file
+        expect_words(words, kind)
         expect(len(words) == count * kind.words, f"{len(words)} words found, {count * kind.words} expected")
         form = cls(from_words(words, kind.torch, shape if at is None else (count,)), kind.torch)
         form.dtype = dtype

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcomp.weights.form import Form, Packed, expect
+from deepcomp.weights.dtypes import to_words
+from deepcomp.weights.form import Form, Packed, Zeros, expect
 
 __all__ = ["Rows"]
 
@@ -38,6 +39,15 @@ class Rows(Form):
     def forward(self) -> Tensor:
         rows: Tensor = self.inner()
         return rows[self.index]
+
+    @torch.no_grad()
+    def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
+        out: Tensor = zeros(self.shape, dtype=self.dtype)
+        if out.numel():
+            distinct = to_words(self.inner.dense()).reshape(self.inner.shape[0], -1)
+            words = to_words(out).reshape(len(self.index), -1)
+            np.take(distinct, self.index.numpy(), axis=0, out=words, mode="clip")
+        return out
 
     def pack(self) -> Packed:
         rows = self.index.numpy().astype(np.uint32)

@@ -58,7 +58,7 @@ def test_one_record_is_read_without_the_others(file):
     file.write_bytes(raw)
     with Reader(file) as reader:
         assert bytes(reader.body(reader.records[5])) == BODIES[5]
-        with pytest.raises(FormatError, match="checksum of name1"):
+        with pytest.raises(FormatError, match="checksum of 'name1'"):
             reader.body(reader.records[1])
         with pytest.raises(FormatError):
             reader.check()

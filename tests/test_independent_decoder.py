@@ -1,0 +1,133 @@
+"""The exam of `docs/format.md`: a decoder written from it alone reads the golden files, and refuses damaged ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from independent_decoder import decode
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.dcz"))
+NAMES = [path.stem for path in GOLDEN]
+
+
+def golden(name: str) -> bytes:
+    return next(path for path in GOLDEN if path.stem == name).read_bytes()
+
+
+def sealed(chunks: bytes, index: bytes, header: bytes = b"\x93DCZ\x01\x00") -> bytes:
+    """A file with a trailer that fits: what is wrong with it is not the checksums."""
+    data = header + chunks + index + len(index).to_bytes(4, "little")
+    data += hashlib.sha256(data).digest()
+    return data + zlib.crc32(header + data[len(header) + len(chunks) :]).to_bytes(4, "little")
+
+
+def references(value: Any) -> Iterator[tuple[str, int]]:
+    """The tensors and values in what the decoder gives for a graph."""
+    if isinstance(value, list) and len(value) == 2 and value[0] in ("tensor", "value"):
+        yield value[0], value[1]
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_there_are_golden_files():
+    assert {"tiny-1.0", "nothing-1.0", "forms-1.0", "conv-1.0", "lstm-1.0"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=NAMES)
+def test_golden_file(path: Path):
+    file, expected = decode(path.read_bytes()), json.loads(path.with_suffix(".json").read_text())
+    found = {t.name: [f"torch.{t.dtype}", t.shape, hashlib.sha256(t.data).hexdigest()] for t in file.tensors}
+    stored = {t.name for t in file.tensors if t.role != "constant"}
+    assert {name: found[name] for name in found.keys() & expected["tensors"].keys()} == expected["tensors"]
+    assert stored <= expected["tensors"].keys()
+    if "inputs" in expected:
+        inputs, nodes, outputs = file.graph
+        assert inputs
+        assert nodes
+        seen = set()
+        for place, node in enumerate([*nodes, outputs]):
+            for kind, number in references(node):
+                assert number < (len(file.tensors) if kind == "tensor" else len(inputs) + place)
+                seen.add(kind)
+        assert seen == {"tensor", "value"}
+        assert list(references(outputs))
+    else:
+        assert file.graph is None
+
+
+def test_a_small_file():
+    (tensor,), metadata, graph = decode(golden("tiny-1.0"))
+    assert (tensor.name, tensor.role, tensor.dtype, tensor.shape) == ("w", "parameter", "float32", [2])
+    assert tensor.data.hex() == "0000803f00000040"
+    assert (metadata, graph) == ({"golden": "tiny"}, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flipped_byte_is_refused(name: str):
+    data = golden(name)
+    for place in {*range(0, len(data), len(data) // 40 + 1), *range(len(data) - 40, len(data))} - {5}:
+        with pytest.raises(ValueError, match=r"CRC-32|SHA-256|version|index"):
+            decode(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_truncated_file_is_refused(name: str):
+    data = golden(name)
+    for length in {0, 5, 6, 45, *range(0, len(data), len(data) // 40 + 1), len(data) - 1}:
+        with pytest.raises(ValueError, match=r"CRC-32|SHA-256|version|index"):
+            decode(data[:length])
+    with pytest.raises(ValueError, match=r"CRC-32|SHA-256|index"):
+        decode(data + b"\0")
+
+
+BODY = bytes.fromhex("0000803f 00000040")
+CHUNK = BODY + zlib.crc32(BODY).to_bytes(4, "little")
+HEAD = bytes.fromhex("00 0102 01 80 0202")  # float32, a parameter; [2]; raw, a table of two u32
+
+
+def one(head: bytes, kind: int = 1, size: int = 8) -> bytes:
+    """An index of one record, named w."""
+    return bytes([0, 1, kind, 1]) + b"w" + bytes([len(head)]) + head + bytes([size])
+
+
+def test_a_sealed_file_is_read():
+    assert decode(sealed(CHUNK, one(HEAD))).tensors[0].data == BODY
+    assert decode(sealed(b"", b"\0\0")).tensors == []
+    assert decode(sealed(CHUNK, one(HEAD), b"\x93DCZ\x01\x09")).tensors[0].data == BODY
+    graph = bytes.fromhex("00 01 0300 07 00 00 01 8501 00 00 00")  # one node of operation 133, which is the output
+    assert decode(sealed(b"", graph)).graph == [[], [[133, [], []]], ["value", 0]]
+
+
+WRONG = {
+    "a greater major version": (CHUNK, one(HEAD), b"\x93DCZ\x02\x00"),
+    "a byte between chunks and index": (CHUNK + b"\0", one(HEAD)),
+    "a chunk of another checksum": (BODY + b"\0\0\0\0", one(HEAD)),
+    "a last record that does not close its chunk": (BODY, one(HEAD, kind=0)),
+    "an unknown kind of record": (CHUNK, one(HEAD, kind=7)),
+    "something behind the last record": (CHUNK, one(HEAD) + b"\0"),
+    "something behind a head": (CHUNK, one(HEAD + b"\0")),
+    "a body longer than the head says": (BODY[:4] + CHUNK, one(HEAD, size=12)),
+    "a varint with a spare byte": (CHUNK, one(bytes.fromhex("00 01 8200 01 80 0202"))),
+    "an unknown element type": (CHUNK, one(b"\x50" + HEAD[1:])),
+    "an unknown role": (CHUNK, one(b"\x03" + HEAD[1:])),
+    "another number of elements": (CHUNK, one(bytes.fromhex("00 0103 01 80 0202"))),
+    "words of another width": (CHUNK, one(bytes.fromhex("00 0102 01 80 0301"))),
+    "a form that is not there": (CHUNK, one(bytes.fromhex("00 0102 06 80 0202"))),
+    "a mask with no values": (CHUNK, one(bytes.fromhex("00 0102 03 80 0202"))),
+    "a reference to itself": (b"", one(bytes.fromhex("00 0102 7f 00"), size=0)),
+    "more than the limit": (b"", one(bytes.fromhex("00 0501ffff03ffff03ffff03ffff03 01 80 0200"), size=0)),
+    "a graph of an unknown operation": (b"", bytes.fromhex("00 01 0300 07 00 00 01 8601 00 00 00")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_the_text_does_not_allow_is_refused(wrong: str):
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode(sealed(*WRONG[wrong]))
