@@ -70,6 +70,12 @@ class Entry:
         return self.count * self.dtype.size
 
     @property
+    def work(self) -> int:
+        """About the most bytes of memory that decoding takes besides the dense tensor itself."""
+        symbols = (form_class(part.code).work * count for part in self.parts for count, _ in part.symbols.values())
+        return 2 * self.nbytes + sum(symbols)
+
+    @property
     def body(self) -> int:
         """Bytes of the body."""
         return sum(size for _, size in self.where())
@@ -118,7 +124,7 @@ class Entry:
         if math.prod(max(n, 1) for n in shape) * entry.dtype.size > _MOST_BYTES:
             cursor.fail(f"impossible shape {shape}")
         most = entry.count * entry.dtype.words
-        previous, more = entry.count, True
+        previous, more, outer = entry.count, True, len(_NESTING)
         while more:
             code = cursor.byte()
             if code in (_SAME, _TIED) and not entry.parts:
@@ -127,9 +133,9 @@ class Entry:
                     cursor.fail(f"tensor {entry.source} referred to, an earlier one than {number} expected")
                 break
             more, code = code >= 0x80, code & 0x7F
-            if len(entry.parts) == _DEEPEST:
-                cursor.fail(f"more than {_DEEPEST} forms over each other")
             form = form_class(code)
+            if form.lies_over != more:
+                cursor.fail(f"{form.name} over {'another' if more else 'no'} form")
             sizes = cursor.byte()
             facts, symbols, tables = sizes & 7, sizes >> 3 & 15, sizes >> 7
             if facts > len(form.facts) or symbols > len(form.symbols) or tables > len(form.tables):

@@ -52,8 +52,9 @@ class Network:
     def weights(self, layers: str = "*", skip: str = "") -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
 
-        That is: floating-point tensors of two or more dimensions, once where tied, no constants.
-        Biases, BN vectors and scales have one dimension and stay exact.
+        That is: tensors of 16 or more bits of floating point and two or more dimensions, once where
+        tied, no constants. Narrower floats are quantised already and stay exact, and so do vectors:
+        biases, BN statistics, scales.
 
         Parameters
         ----------
@@ -70,7 +71,7 @@ class Network:
             tensor = self.tensors[name]
             if name in self.tied or self.roles.get(name) == 2 or tensor.ndim < 2 or not tensor.is_floating_point():
                 continue
-            if tensor.numel() == 0:
+            if tensor.numel() == 0 or tensor.element_size() < 2:
                 continue
             if not torch.isfinite(tensor.float()).all():
                 bad = int((~torch.isfinite(tensor.float())).sum())

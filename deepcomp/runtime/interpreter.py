@@ -110,7 +110,7 @@ class Interpreter(nn.Module):
         """
         program = self._dcz
         inputs = _bind(program.graph.inputs, args, kwargs)
-        device = _device([*inputs, *(home.tensor() for home in program.homes[:1])])
+        device = _device(inputs, program.homes)
         shapes = tuple([(entry.shape, entry.dtype) for entry in inputs])
         trusted = torch.compiler.is_compiling() or shapes in program.checked
         values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
@@ -200,10 +200,11 @@ def _register(root: nn.Module, name: str, tensor: Tensor, role: Role) -> _Home:
         module = below
     if leaf in module._parameters or leaf in module._buffers or leaf in module._modules:
         raise FormatError(f"two tensors or parts of the name {name!r}")
-    if isinstance(tensor, nn.Parameter):
+    if role == "parameter":
+        assert isinstance(tensor, nn.Parameter)
         module.register_parameter(leaf, tensor)
     else:
-        module.register_buffer(leaf, tensor, persistent=role != "constant")
+        module.register_buffer(leaf, tensor, persistent=role == "buffer")
     return _Home(module, leaf)
 
 
@@ -244,9 +245,11 @@ def _describe(entry: Input) -> str:
     return f"{entry.name}: {str(entry.dtype).removeprefix('torch.')}[{sizes}]"
 
 
-def _device(tensors: Sequence[Tensor]) -> torch.device:
+def _device(inputs: Sequence[Tensor], homes: Sequence[_Home]) -> torch.device:
     """Where tensors made from numbers alone belong."""
-    return tensors[0].device if tensors else torch.device("cpu")
+    if inputs or homes:
+        return (inputs[0] if inputs else homes[0].tensor()).device
+    return torch.device("cpu")
 
 
 def _named(outputs: Any) -> Any:

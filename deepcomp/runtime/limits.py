@@ -219,6 +219,11 @@ def _indexed(call: _Call) -> int:
     return masked * _spread(shapes) * kept * math.prod(rest)
 
 
+def _selected(call: _Call) -> int:
+    shape, chosen = call["self"].shape, call["index"].shape
+    return _volume(shape) // _volume(shape[call["dim"] :][:1]) * _volume(chosen)
+
+
 def _attended(call: _Call) -> int:
     sides = [call[key].shape for key in ("query", "key", "value")]
     return _spread([side[:-2] for side in sides]) * _volume((sides[0][-2], sides[2][-1]))
@@ -283,7 +288,7 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
         lambda c: _spread([c["self"].shape, c["mask"].shape]): "masked_scatter",
         lambda c: _volume(c["self"].shape) * c["num_classes"] if c["num_classes"] >= 0 else sys.maxsize: "one_hot",
         lambda c: _volume(c["index"].shape): "gather",
-        lambda c: _volume(c["self"].shape) // _volume(c["self"].shape[c["dim"] :][:1]) * c["index"].numel(): "index_select",
+        _selected: "index_select",
         lambda c: _volume(c["indices"].shape) * math.prod(c["weight"].shape[1:]): "embedding",
         _attended: "scaled_dot_product_attention",
         lambda c: _volume(c["grid"].shape) * c["input"].shape[1]: "grid_sampler",

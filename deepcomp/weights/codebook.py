@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcomp.weights import clustering
-from deepcomp.weights.dtypes import dtype_of, from_words, integers, to_words
+from deepcomp.weights.dtypes import dtype_of, from_words, to_words
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect, expect_words
 
 __all__ = ["Codebook"]
 
-_BLOCK = 1 << 20  # indices widened at a time
+_BLOCK = 1 << 16  # indices widened at a time, in the cache
 
 
 class Codebook(Form):
@@ -85,11 +85,11 @@ class Codebook(Form):
     @torch.no_grad()
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         out: Tensor = zeros(self.shape, dtype=self.dtype)
-        # torch has this kernel for every width, but not for every type
-        values, index, flat = integers(self.values), self.index.reshape(-1), integers(out.view(-1))
+        # numpy looks up words of any type, where torch lacks kernels for some
+        values, words, index = to_words(self.values), to_words(out), self.index.reshape(-1).numpy()
         for begin in range(0, len(index), _BLOCK):
             part = slice(begin, begin + _BLOCK)
-            torch.index_select(values, 0, index[part].int(), out=flat[part])
+            np.take(values, index[part], out=words[part], mode="clip")
         return out
 
 

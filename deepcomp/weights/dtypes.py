@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "DType", "dtype_of", "from_words", "integers", "to_words"]
+__all__ = ["DTYPES", "DType", "dtype_of", "from_words", "to_words"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,6 @@ _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # ty
 def dtype_of(kind: torch.dtype) -> DType:
     """The entry of a torch dtype; `KeyError` where the file format has none."""
     return _BY_TORCH[kind]
-
-
-def integers(tensor: Tensor) -> Tensor:
-    """The bits of a real tensor as integers of a type that every kernel of torch knows; a view."""
-    return tensor.detach().view(_SIGNED[tensor.element_size()])
 
 
 def to_words(tensor: Tensor) -> np.ndarray[Any, Any]:
