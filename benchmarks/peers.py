@@ -16,9 +16,17 @@ import numpy as np
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["Zipnn", "load_nncodec", "nncodec", "zipnn_bytes"]
+__all__ = ["Zipnn", "installed", "load_nncodec", "nncodec", "zipnn_bytes"]
 
 _LENGTH = 8  # bytes
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there; if not, say what is left out."""
+    if importlib.util.find_spec(package) is not None:
+        return True
+    print(f"\n{package} is not installed and left out; benchmarks/README.md says how to install it")
+    return False
 
 
 class Zipnn:
@@ -73,7 +81,7 @@ def load_nncodec() -> Any | None:
     Its package also imports TensorFlow and data sets, which arrays of weights do not need: empty
     modules stand for them.
     """
-    if importlib.util.find_spec("nncodec") is None:
+    if not installed("nncodec"):
         return None
     framework = types.ModuleType("nncodec.framework")
     for part in ("tensorflow_model", "pytorch_model", "use_case_init"):
@@ -105,9 +113,7 @@ def nncodec(coder: Any, tensors: dict[str, Tensor], **settings: Any) -> tuple[in
             block_id_and_param_type=blocks,
             **settings,
         )
-        found = coder.decompress(
-            stream, block_id_and_param_type=blocks, reconstruct_bnf=folded, reconstruct_lsa=folded
-        )
+        found = coder.decompress(stream, block_id_and_param_type=blocks, reconstruct_bnf=folded, reconstruct_lsa=folded)
     return len(stream), _unfolded(found, weights) if folded else found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from peers import load_nncodec, nncodec, zipnn_bytes
+from peers import installed, load_nncodec, nncodec, zipnn_bytes
 from safetensors.torch import load_file, save
 from timing import check, data_folder, finish, heading, machine, table
 from torch import Tensor
@@ -84,10 +84,6 @@ def pruned(tensors: dict[str, Tensor], density: float = 0.08) -> dict[str, Tenso
     }
 
 
-def size_of(file: dict[str, Any]) -> str:
-    return f"{file['bytes']:,}"
-
-
 # --- lossless -----------------------------------------------------------------------------------
 
 
@@ -100,15 +96,14 @@ def lossless(found: list[Network], folder: Path) -> None:
         if network.data == "mnist":
             cases.append((f"{network.title}, fp32, pruned to 8 %", network, pruned(network.tensors)))
         else:
-            for kind in (torch.float16, torch.bfloat16):
-                narrow = {n: t.to(kind) if t.is_floating_point() else t for n, t in network.tensors.items()}
-                cases.append((f"{network.title}, {'fp16' if kind == torch.float16 else 'bf16'}", network, narrow))
-    rows = []
-    shares = {}
+            for narrow, short in ((torch.float16, "fp16"), (torch.bfloat16, "bf16")):
+                rounded = {n: t.to(narrow) if t.is_floating_point() else t for n, t in network.tensors.items()}
+                cases.append((f"{network.title}, {short}", network, rounded))
+    rows, shares, beside = [], {}, installed("zipnn")
     for title, network, tensors in cases:
         raw = save(tensors)
-        kind = str(max(tensors.values(), key=Tensor.numel).dtype).removeprefix("torch.")
-        zipnn = zipnn_bytes(raw, kind)
+        kind = max(tensors.values(), key=Tensor.numel).dtype
+        zipnn = zipnn_bytes(raw, str(kind).removeprefix("torch.")) if beside else 0
         ours = deepcomp.compress(tensors, folder / "lossless.dcz", force=True).output_bytes
         runs = deepcomp.compress(tensors, folder / "lossless.dcz", model=network.name, force=True).output_bytes
         back = deepcomp.load_state_dict(folder / "lossless.dcz")
@@ -117,13 +112,16 @@ def lossless(found: list[Network], folder: Path) -> None:
         zstd = len(zstandard.ZstdCompressor(level=19).compress(raw))
         xz = len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
         sizes = (len(raw), zstd, xz, zipnn, ours, runs)
-        rows.append([title, *(f"{size:,}" for size in sizes), f"{len(raw) / ours:.3f} ×"])
-        shares[title] = ours / zipnn
+        rows.append([title, *(f"{size:,}" if size else "" for size in sizes), f"{len(raw) / ours:.3f} ×"])
+        if beside:
+            shares[title] = ours / zipnn
     table(
         ["Network", "safetensors", "zstd -19", "xz -9e", "ZipNN", "deepcomp", "deepcomp, runnable", "ratio"],
         rows,
     )
-    print("\ndeepcomp: weights alone, as its neighbours; runnable: with the operations. Ratio: safetensors / deepcomp.\n")
+    print(
+        "\ndeepcomp: weights alone, as its neighbours; runnable: with the operations. Ratio: safetensors / deepcomp.\n"
+    )
     for title, share in shares.items():
         check(f"{title}: deepcomp / ZipNN", share, 1)
 
@@ -135,7 +133,9 @@ def few_values(folder: Path) -> None:
     rows, shares = [], {}
     for count in (2, 16, 256, 4096, 1 << 16):
         values = random.standard_normal(count).astype(np.float32)
-        index = np.clip(np.rint(count / 2 + count / 8 * random.standard_normal(ELEMENTS)), 0, count - 1).astype(np.uint32)
+        index = np.clip(np.rint(count / 2 + count / 8 * random.standard_normal(ELEMENTS)), 0, count - 1).astype(
+            np.uint32
+        )
         used = len(np.unique(index))
         weights = torch.from_numpy(values[index]).reshape(-1, 1000)
         deepcomp.compress({"weight": weights}, folder / "few.dcz", force=True)
@@ -182,7 +182,9 @@ def lossy(network: Network, folder: Path, coder: Any | None) -> None:
         )
         with torch.no_grad():
             accuracy = evaluate(deepcomp.load(out), data).value
-        add(", ".join([f"deepcomp {recipe}", *(f"{k} {v}" for k, v in settings.items())]), report.output_bytes, accuracy)
+        add(
+            ", ".join([f"deepcomp {recipe}", *(f"{k} {v}" for k, v in settings.items())]), report.output_bytes, accuracy
+        )
     for recipe in dict.fromkeys(recipe for recipe, _ in _OURS):
         try:
             report = deepcomp.compress(
@@ -229,10 +231,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Bytes of deepcomp beside its peers, as Markdown tables.")
     parser.add_argument("--lossless", action="store_true", help="leave out what needs data and minutes")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # accuracies: on a busy machine several threads take many times as long
     machine()
     coder = load_nncodec()
-    if coder is None:
-        print("NNCodec is not installed and left out: pip install --no-deps nncodec==2.1.3 (needs g++)")
     found = list(networks())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 __all__ = ["Time", "check", "compare", "data_folder", "finish", "heading", "machine", "show", "table"]
 
 _PACKAGES = ("numpy", "torch", "numba", "scikit-learn", "zstandard", "dahuffman", "zipnn", "nncodec")
+_headings = [""]
 _missed: list[str] = []
 
 
@@ -37,21 +38,21 @@ def _seconds(value: float) -> str:
 
 
 def compare(
-    rivals: dict[str, Callable[[], object]], repeats: int, before: dict[str, Callable[[], object]] | None = None
+    rivals: dict[str, Callable[[], object]], repeats: int, before: Callable[[], object] | None = None
 ) -> dict[str, Time]:
     """Time rivals in turn, A B A B …, so that a disturbance of the machine meets all of them.
 
     Parameters
     ----------
-    rivals : what to time, by name; their results are freed before the next one starts.
+    rivals : what to time, by name; the result of one is freed before the next one starts.
     repeats : runs of each.
-    before : what to do, untimed, before each run of a rival.
+    before : what to do, untimed, before each run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, work in rivals.items():
-            if before and name in before:
-                before[name]()
+            if before is not None:
+                before()
             start = time.perf_counter()
             result = work()
             seconds[name].append(time.perf_counter() - start)
@@ -60,6 +61,7 @@ def compare(
 
 
 def heading(text: str) -> None:
+    _headings.append(text)
     print(f"\n## {text}\n", flush=True)
 
 
@@ -71,9 +73,9 @@ def check(name: str, value: float, bound: float, at_most: bool = True, unit: str
     """Print a figure beside the bound it has to keep, and remember whether it does."""
     kept = value <= bound if at_most else value >= bound
     sign = "≤" if at_most else "≥"
-    print(f"{name:<46} {value:.4g}{unit}   required {sign} {bound:g}{unit}   {'ok' if kept else 'MISSED'}", flush=True)
+    print(f"{name:<46} {value:.6g}{unit}   required {sign} {bound:g}{unit}   {'ok' if kept else 'MISSED'}", flush=True)
     if not kept:
-        _missed.append(f"{name}: {value:.4g}{unit}, required {sign} {bound:g}{unit}")
+        _missed.append(f"{_headings[-1]}: {name}: {value:.6g}{unit}, required {sign} {bound:g}{unit}")
 
 
 def finish() -> int:
@@ -88,7 +90,9 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
 
     def line(cells: list[str]) -> str:
-        padded = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return "| " + " | ".join(padded) + " |"
 
     rules = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcomp import wire
-from deepcomp.weights import form_class
+from deepcomp.weights import VALUES, Raw, form_class
 from deepcomp.weights.dtypes import DTYPES, DType
 
 __all__ = ["BUFFER", "CONSTANT", "GRAPH", "METADATA", "PARAMETER", "TABLE_TYPES", "TENSOR", "Entry", "Part"]
@@ -23,7 +23,6 @@ TENSOR, GRAPH, METADATA = 0, 1, 2  # kinds of record
 PARAMETER, BUFFER, CONSTANT = 0, 1, 2  # roles of a tensor; constants belong to the graph alone
 TABLE_TYPES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8", "<f4", "<i1"))
 _SAME, _TIED = 0x7E, 0x7F  # stand where a form's code stands: the tensor equals, or is, an earlier one
-_DEEPEST = 3  # rows over a mask over values
 _MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
 
@@ -124,7 +123,7 @@ class Entry:
         if math.prod(max(n, 1) for n in shape) * entry.dtype.size > _MOST_BYTES:
             cursor.fail(f"impossible shape {shape}")
         most = entry.count * entry.dtype.words
-        previous, more, outer = entry.count, True, len(_NESTING)
+        previous, more, layer = entry.count, True, -1
         while more:
             code = cursor.byte()
             if code in (_SAME, _TIED) and not entry.parts:
@@ -134,8 +133,11 @@ class Entry:
                 break
             more, code = code >= 0x80, code & 0x7F
             form = form_class(code)
-            if form.lies_over != more:
-                cursor.fail(f"{form.name} over {'another' if more else 'no'} form")
+            if form.layer <= layer or more != (form.layer < VALUES):
+                cursor.fail(f"{form.name} as part {len(entry.parts) + 1}, {'not ' if more else ''}the last")
+            if form is not Raw and (not entry.count or entry.dtype.words > 1):
+                cursor.fail(f"{form.name} of {entry.dtype.name} {shape}, raw expected")
+            layer = form.layer
             sizes = cursor.byte()
             facts, symbols, tables = sizes & 7, sizes >> 3 & 15, sizes >> 7
             if facts > len(form.facts) or symbols > len(form.symbols) or tables > len(form.tables):
@@ -143,6 +145,8 @@ class Entry:
             part = Part(code, {name: cursor.zigzag() for name in form.facts[:facts]})
             for name in form.symbols[:symbols]:
                 count = cursor.varint()
+                if count == previous + 1:
+                    cursor.fail(f"{previous} symbols spelled out, where 0 says as many as before")
                 previous = count - 1 if count else previous
                 if previous > most:
                     cursor.fail(f"{previous} symbols found in a tensor of {most}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -25,9 +25,11 @@ from deepcomp.weights.dtypes import dtype_of, from_words
 __all__ = ["File", "load", "load_state_dict", "open_file"]
 
 Module = TypeVar("Module", bound=nn.Module)
+Read = TypeVar("Read")
 
 MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
+MAX_METADATA = 1 << 20  # bytes
 _ARENA = 64 << 20  # bytes of memory taken at a time for dense tensors
 _ALIGN = 64
 _ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
@@ -53,20 +55,37 @@ class File:
     def __init__(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.reader = Reader(path)
         try:
-            self._records: dict[str, Record] = {}
             self.entries: dict[str, Entry] = {}
+            self.names: list[str] = []  # of the tensors, by their numbers
+            self._records: dict[str, Record] = {}
+            self._others: dict[int, Record] = {}  # the graph and the metadata
             for record in self.reader.records:
-                if record.kind == TENSOR:
-                    self._records[record.name] = record
-                    self.entries[record.name] = self._entry(record)
-            self._names = list(self.entries)
+                self._take(record)
+            usual = max(MAX_BYTES, MAX_RATIO * self.reader.size)
+            limit = usual if max_bytes is None else max_bytes
             total = sum(entry.nbytes for entry in self.entries.values())
-            limit = max(MAX_BYTES, MAX_RATIO * self.reader.size) if max_bytes is None else max_bytes
             if total > limit:
                 raise FormatError(f"{path}: {total} dense bytes declared, at most {limit} allowed (max_bytes)")
+            limit = max(usual, limit)
+            for name, entry in self.entries.items():
+                if entry.work > limit:
+                    found = f"tensor {name[:200]!r} takes {entry.work} bytes to decode"
+                    raise FormatError(f"{path}: {found}, at most {limit} allowed (max_bytes)")
         except BaseException:
             self.reader.close()
             raise
+
+    def _take(self, record: Record) -> None:
+        """Find out what a record of the index is."""
+        if record.kind == TENSOR:
+            self.entries[record.name] = self._entry(record)
+            self._records[record.name] = record
+            self.names.append(record.name)
+        elif record.kind in (GRAPH, METADATA) and not record.name and not record.length:
+            self._others[record.kind] = record
+        else:
+            found = f"a record of kind {record.kind}, named {record.name[:200]!r}, with a body of {record.length} bytes"
+            raise FormatError(f"{self.reader.path}: {found}: none such is known")
 
     def _entry(self, record: Record) -> Entry:
         what = f"{self.reader.path}: tensor {record.name[:200]!r}"
@@ -77,7 +96,7 @@ class File:
         if entry.body != record.length:
             raise FormatError(f"{what}: parts of {entry.body} bytes found in a body of {record.length}")
         if entry.source is not None:
-            twin = self.entries[list(self.entries)[entry.source]]
+            twin = self.entries[self.names[entry.source]]
             if twin.source is not None or (twin.dtype, twin.shape) != (entry.dtype, entry.shape):
                 raise FormatError(f"{what}: stands for tensor {entry.source}, which is not like it")
         return entry
@@ -89,34 +108,43 @@ class File:
     @property
     def metadata(self) -> dict[str, Any]:
         """What was noted when the file was made: version, recipe, seed."""
-        for record in self.reader.records:
-            if record.kind == METADATA:
-                try:
-                    found = json.loads(record.head)
-                except (ValueError, RecursionError):
-                    found = None
-                if not isinstance(found, dict):
-                    raise FormatError(f"{self.reader.path}: metadata that is not a JSON object")
-                return found
-        return {}
+        head = self._others[METADATA].head if METADATA in self._others else b"{}"
+        try:
+            found = json.loads(head.decode(), parse_constant=_refuse) if len(head) <= MAX_METADATA else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.reader.path}: metadata that is not a JSON object of at most {MAX_METADATA} bytes")
+        return found
 
     def graph(self) -> tuple[Graph, list[str]] | None:
         """The operations and the names of the tensors they refer to; None in a file of weights alone."""
-        for record in self.reader.records:
-            if record.kind == GRAPH:
-                cursor = wire.Cursor(record.head, 0, f"{self.reader.path}: graph")
-                names, expected = [], 0
-                for _ in range(cursor.varint(cursor.left)):
-                    number = expected + cursor.zigzag()
-                    if not 0 <= number < len(self._names):
-                        cursor.fail(f"tensor {number} found, one of {len(self._names)} expected")
-                    names.append(self._names[number])
-                    expected = number + 1
-                try:
-                    return Graph.from_bytes(bytes(cursor.take(cursor.left)), len(names)), names
-                except FormatError as error:
-                    raise FormatError(f"{self.reader.path}: {error}") from None
-        return None
+        if GRAPH not in self._others:
+            return None
+        cursor = wire.Cursor(self._others[GRAPH].head, 0, f"{self.reader.path}: graph")
+        names, expected = [], 0
+        for _ in range(cursor.varint(cursor.left)):
+            number = expected + cursor.zigzag()
+            if not 0 <= number < len(self.names):
+                cursor.fail(f"tensor {number} found, one of {len(self.names)} expected")
+            names.append(self.names[number])
+            expected = number + 1
+        start = cursor.position
+        try:
+            return Graph.from_bytes(cursor.take(cursor.left), len(names), start), names
+        except FormatError as error:
+            raise FormatError(f"{self.reader.path}: {error}") from None
+
+    def module(self, tensors: Iterable[tuple[str, Tensor]]) -> Interpreter | None:
+        """The operations with these tensors, by name; None in a file of weights alone."""
+        found = self.graph()
+        if found is None:
+            return None
+        try:
+            return Interpreter(*found, ((name, tensor, _ROLES[self.entries[name].role]) for name, tensor in tensors))
+        except FormatError as error:
+            path = str(self.reader.path)  # errors of a tensor's own name it already
+            raise error if str(error).startswith(path) else FormatError(f"{path}: {error}") from None
 
     def get_form(self, name: str) -> Form:
         """One tensor in the form it is stored in.
@@ -126,12 +154,19 @@ class File:
         KeyError
             If there is no tensor of that name.
         """
+        return self._read(name, lambda packed, shape, dtype: form_class(packed.code).unpack(packed, shape, dtype))
+
+    def _read(self, name: str, use: Callable[[Packed, tuple[int, ...], torch.dtype], Read]) -> Read:
+        """What `use` makes of the parts of a tensor; its errors say where they come from."""
         record, entry = self._source(name)
         body, offset = self.reader.body(record), self.reader.offset(record)
         try:
-            return _unpack(entry, body, offset)
+            return use(_unpack(entry, body, offset), entry.shape, entry.dtype.torch)
+        except KeyError as missing:
+            raise FormatError(f"{self.reader.path}: tensor {name[:200]!r}: {missing} is missing") from None
         except FormatError as error:
-            raise FormatError(f"{self.reader.path}: tensor {name[:200]!r}: {error}") from None
+            where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
+            raise FormatError(f"{self.reader.path}: {where}: {error}") from None
 
     def get_tensor(self, name: str) -> Tensor:
         """One dense tensor; see `get_form`."""
@@ -154,14 +189,13 @@ class File:
             raise KeyError(f"{self.reader.path}: no tensor named {name!r}")
         entry = self.entries[name]
         if entry.source is not None:
-            name = self._names[entry.source]
+            name = self.names[entry.source]
         return self._records[name], self.entries[name]
 
     def _dense(self, name: str, arena: _Arena) -> Tensor:
-        entry = self.entries[name]
-        tensor = self.get_form(name).dense(arena.zeros)
-        assert tensor.dtype == entry.dtype.torch
-        return tensor.reshape(entry.shape)
+        return self._read(
+            name, lambda packed, shape, dtype: form_class(packed.code).restore(packed, shape, dtype, arena.zeros)
+        )
 
     def close(self) -> None:
         self.reader.close()
@@ -223,14 +257,14 @@ def load(path: str | os.PathLike[str], *, into: nn.Module | None = None, max_byt
             raise InputError(f"{path}: does not fit {type(into).__name__}: {' '.join(str(error).split())}") from None
         return into.eval()
     with File(path, max_bytes) as file:
-        found = file.graph()
-        if found is None:
-            raise InputError(
-                f"{path}: holds weights without a graph: load_state_dict(), or load(into=module), reads them"
-            )
-        graph, names = found
-        tensors = [(name, tensor, _ROLES[file.entries[name].role]) for name, tensor in file.tensors()]
-    return Interpreter(graph, names, tensors)
+        module = file.module(file.tensors())
+    if module is None:
+        raise InputError(f"{path}: holds weights without a graph: load_state_dict(), or load(into=module), reads them")
+    return module
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 class _Arena:
@@ -254,8 +288,8 @@ class _Arena:
         return from_words(piece.view(dtype_of(dtype).word), dtype, shape)
 
 
-def _unpack(entry: Entry, body: memoryview, offset: int) -> Form:
-    """The form a body holds."""
+def _unpack(entry: Entry, body: memoryview, offset: int) -> Packed:
+    """What a body holds."""
     packed: Packed | None = None
     parts: list[tuple[Part, Packed]] = []
     position = 0
@@ -272,7 +306,4 @@ def _unpack(entry: Entry, body: memoryview, offset: int) -> Form:
         one.inner = packed
         packed = one
     assert packed is not None
-    try:
-        return form_class(packed.code).unpack(packed, entry.shape, entry.dtype.torch)
-    except KeyError as missing:
-        raise FormatError(f"{missing} is missing") from None
+    return packed

@@ -23,7 +23,7 @@ TYPES, ROLES = NAMES.split(), ["parameter", "buffer", "constant"]
 WORD_BYTES = [4, 2, 2, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1, 1, 1, 1, 1, 1, 4, 8]
 FLOATS = {0: (8, 23), 1: (5, 10), 2: (8, 7), 3: (11, 52)}  # bits of exponent and fraction
 BOOL, ROTATED, WORDS = 12, {0, 1, 2, 3, 18, 19}, [1] * 18 + [2, 2]  # words of an element
-RAW, CODEBOOK, MASK, ROWS, GRID, TABLE_BYTES = 1, 2, 3, 4, 5, [1, 2, 4, 8, 4, 1]
+RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED, TABLE_BYTES = 1, 2, 3, 4, 5, 6, [1, 2, 4, 8, 4, 1]
 GAPS = {134, *range(100, 128), *range(154, 160), *range(171, 176), *range(187, 192), 206, 207, *range(229, 240)}
 GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432)}
 OPERATIONS = {*range(461)} - GAPS
@@ -197,7 +197,7 @@ def tensor_words(parts: list[Part], kind: int, shape: list[int]) -> list[int]:
         slices, size = tensor_words(inner, kind, [facts[0], *shape[1:]]), math.prod(shape[1:]) * each
         return [word for row in arrays[0] for word in slices[row * size : (row + 1) * size]]
     if form == MASK:
-        need(counts == (0, 1, 0) and len(inner) == 1 and inner[0].form not in (MASK, ROWS), "mask")
+        need(counts == (0, 1, 0) and len(inner) == 1 and inner[0].form in (RAW, CODEBOOK, GRID), "mask")
         positions = [position - 1 for position in itertools.accumulate(gap + 1 for gap in arrays[0])]
         need(not positions or positions[-1] < elements, "mask: a position beyond the tensor")
         words, values = [0] * (elements * each), iter(form_values(inner[0], kind, shape, positions))
@@ -210,8 +210,8 @@ def tensor_words(parts: list[Part], kind: int, shape: list[int]) -> list[int]:
 
 def form_values(part: Part, kind: int, shape: list[int], positions: list[int] | range) -> list[int]:
     """Section 4: the words of the values at some positions."""
-    need(part.form in (RAW, CODEBOOK, GRID), "an unknown form")
-    words = {RAW: raw, CODEBOOK: codebook, GRID: grid}[part.form](part, kind, shape, positions)
+    need(part.form in (RAW, CODEBOOK, GRID, SHIFTED), "an unknown form")
+    words = {RAW: raw, CODEBOOK: codebook, GRID: grid, SHIFTED: shifted}[part.form](part, kind, shape, positions)
     need(len(words) == len(positions) * WORDS[kind], "another number of values")
     return words
 
@@ -230,6 +230,17 @@ def raw(part: Part, kind: int, *_: object) -> list[int]:
         if stored in ROTATED:
             words = [word >> 1 | (word & 1) << (8 * size - 1) for word in words]
     return words if stored == kind else [word_of(float_of(word, stored), kind) for word in words]
+
+
+def shifted(part: Part, kind: int, shape: list[int], _: object) -> list[int]:
+    """Section 4.6."""
+    shift, *planes = part.arrays or [[]]
+    need(not part.facts and not part.tables and kind in (0, 1, 2) and bool(shape), "shifted")
+    need(len(shift) == shape[0] and max(shift, default=0) < 256 and len(planes) == WORD_BYTES[kind], "shifted: shifts")
+    row = math.prod(shape[1:])
+    need(len(planes[-1]) == row * shape[0], "shifted: planes")
+    planes[-1] = [(byte + shift[i // row]) % 256 for i, byte in enumerate(planes[-1])]
+    return raw(Part(RAW, [], planes, []), kind)
 
 
 def codebook(part: Part, kind: int, *_: object) -> list[int]:

@@ -116,18 +116,25 @@ def _encode_bytes(symbols: NDArray[np.uint8], coder: str, beside: int, fast: boo
     largest = int(present[-1])
     if len(present) == 1:
         return _CONSTANT, [varint(largest)]
+    width = largest.bit_length()
+    fixed = beside + 1 + fixed_bytes(len(symbols), width)
+    if coder == "auto":
+        counts = histogram[present].astype(np.float64)
+        least = beside + float(counts @ np.log2(len(symbols) / counts)) / 8
+        if fixed <= _FIXED_PAYS * least:
+            coder = "fixed"  # no code can be so much shorter, whatever its table
     if coder in ("auto", "huffman"):
         lengths = huffman.code_lengths(histogram)
-    if coder in ("auto", "rans"):
+    if coder == "rans":
         model = rans.model(histogram)
-    width = largest.bit_length()
     if coder == "auto":
-        best = beside + huffman.estimate(histogram, lengths)
-        coder = "huffman"
-        shorter = beside + rans.estimate(len(symbols), model)
-        if shorter < _RANS_PAYS * best:
-            best, coder = shorter, "rans"
-        if beside + 1 + fixed_bytes(len(symbols), width) <= _FIXED_PAYS * best:
+        best, coder = beside + huffman.estimate(histogram, lengths), "huffman"
+        if least < _RANS_PAYS * best:  # else not even the entropy would pay
+            model = rans.model(histogram)
+            shorter = beside + rans.estimate(len(symbols), model)
+            if shorter < _RANS_PAYS * best:
+                best, coder = shorter, "rans"
+        if fixed <= _FIXED_PAYS * best:
             coder = "fixed"
     if coder == "huffman":
         return _HUFFMAN, huffman.encode(symbols, histogram, lengths, fast)

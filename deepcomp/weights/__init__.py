@@ -4,6 +4,7 @@
 form        what it holds                               file
 ==========  ==========================================  ============
 `Raw`       the exact bits of any tensor                raw.py
+`Shifted`   the same, rows of different scale           shifted.py
 `Codebook`  shared values                               codebook.py
 `Grid`      a uniform grid: scale, zero-point, bits     grid.py
 `Mask`      sparse positions over one of the above      mask.py
@@ -17,15 +18,16 @@ from __future__ import annotations
 
 from deepcomp.errors import FormatError
 from deepcomp.weights.codebook import Codebook
-from deepcomp.weights.form import Form, Packed
+from deepcomp.weights.form import VALUES, Form, Packed
 from deepcomp.weights.grid import Grid
 from deepcomp.weights.mask import Mask
 from deepcomp.weights.raw import Raw
 from deepcomp.weights.rows import Rows
+from deepcomp.weights.shifted import Shifted
 
-__all__ = ["FORMS", "Codebook", "Form", "Grid", "Mask", "Packed", "Raw", "Rows", "form_class"]
+__all__ = ["FORMS", "VALUES", "Codebook", "Form", "Grid", "Mask", "Packed", "Raw", "Rows", "Shifted", "form_class"]
 
-FORMS: dict[int, type[Form]] = {form.code: form for form in (Raw, Codebook, Mask, Rows, Grid)}
+FORMS: dict[int, type[Form]] = {form.code: form for form in (Raw, Codebook, Mask, Rows, Grid, Shifted)}
 
 
 def form_class(code: int) -> type[Form]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,21 @@ class Blocks:
     axis: int | None = None
     group: int = 1
     size: int = 0
+
+    @classmethod
+    def within(cls, shape: tuple[int, ...], axis: int | None, group: int, size: int) -> Self:
+        """Blocks cut down to the weight: no group has more channels, and no block more weights, than there are."""
+        whole = cls(shape, axis)
+        return whole if axis is None else cls(shape, axis, min(group, whole._channels), min(size, whole._row))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the axis is there, and groups and blocks have the sizes that `within` gives them."""
+        if self.axis is None:
+            return self.group == 1 and self.size == 0
+        if not 0 <= self.axis < len(self.shape) or (self.group > 1 and self.size > 0):
+            return False
+        return 1 <= self.group <= self._channels and 0 <= self.size <= self._row
 
     @property
     def count(self) -> int:
@@ -75,9 +91,9 @@ class Blocks:
         rest = [n for i, n in enumerate(self.shape) if i != self.axis]
         if self.size:
             blocks = values.reshape(self._channels, self._per_channel)
-            per_weight = blocks.repeat_interleave(min(self.size, self._row), dim=1)[:, : self._row]
+            per_weight = blocks.repeat_interleave(self.size, dim=1)[:, : self._row]
             return per_weight.reshape(self._channels, *rest).movedim(0, self.axis)
-        per_channel = values.repeat_interleave(min(self.group, self._channels))[: self._channels]
+        per_channel = values.repeat_interleave(self.group)[: self._channels]
         return per_channel.reshape([-1 if i == self.axis else 1 for i in range(len(self.shape))])
 
     def at(self, positions: Tensor) -> Tensor:

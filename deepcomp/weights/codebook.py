@@ -33,6 +33,7 @@ class Codebook(Form):
 
     code = 2
     name = "codebook"
+    work = 8
     symbols = ("index",)
     tables = ("values",)
 

@@ -20,6 +20,7 @@ from deepcomp.weights.form import Form
 from deepcomp.weights.mask import Mask
 from deepcomp.weights.raw import Raw
 from deepcomp.weights.rows import Rows
+from deepcomp.weights.shifted import Shifted
 
 __all__ = ["exact"]
 
@@ -43,7 +44,7 @@ def exact(tensor: Tensor) -> Form:
     Returns
     -------
     Form
-        `Raw`, `Codebook`, `Mask` over one of these, or `Rows` over one of all these.
+        `Raw`, `Shifted`, `Codebook`, `Mask` over raw or a codebook, or `Rows` over one of all these.
     """
     kind = dtype_of(tensor.dtype)
     if kind.words > 1 or tensor.numel() < 16:
@@ -72,28 +73,52 @@ def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
     sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
     share = words.size / max(sample.size, 1)
     raw_bits = sum(entropy.cost(plane) for plane in planes.split(sample, rotate=is_float)) * share
-    values = _distinct(words)
-    if values is None:
-        return Raw(tensor), raw_bits
-    index = np.searchsorted(values, words).astype(np.int32)
-    bits = entropy.cost(index.astype(np.uint32)) + 8 * values.nbytes
+    found = _distinct(words)
+    if found is None:
+        return _raw(tensor), raw_bits
+    values, counts = found
+    bits = float(counts @ np.log2(words.size / counts)) + 8 * values.nbytes
     if bits >= raw_bits:
-        return Raw(tensor), raw_bits
+        return _raw(tensor), raw_bits
+    index = _places(values, words)
     narrow = index.astype(np.uint8) if len(values) <= 256 else index
     codebook = Codebook(from_words(values, tensor.dtype, values.shape), torch.from_numpy(narrow).reshape(tensor.shape))
     return codebook, bits
 
 
-def _distinct(words: Words) -> Words | None:
-    """The distinct words, ascending, or None where a codebook of them cannot pay."""
+def _raw(tensor: Tensor) -> Raw:
+    return Shifted(tensor) if Shifted.pays(tensor) else Raw(tensor)
+
+
+def _distinct(words: Words) -> tuple[Words, Words] | None:
+    """The distinct words, ascending, and how often each occurs; None where a codebook cannot pay."""
     most = min(MOST_VALUES, words.size // 2)
-    found = np.empty(0, words.dtype)
+    values, counts = np.empty(0, words.dtype), np.empty(0, np.float64)
     for start in range(0, words.size, _BLOCK):
-        ordered = np.sort(np.concatenate((found, words[start : start + _BLOCK])))
-        found = ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
-        if len(found) > most:
+        block = words[start : start + _BLOCK]
+        if words.itemsize <= 2:
+            often = np.bincount(block, minlength=1 << 8 * words.itemsize).astype(np.float64)
+            often[values] += counts
+            values = np.flatnonzero(often).astype(words.dtype)
+            counts = often[values]
+        else:
+            ordered = np.sort(np.concatenate((values, block)))
+            starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
+            often = np.diff(starts, append=len(ordered)).astype(np.float64)
+            often[np.searchsorted(ordered[starts], values)] += counts - 1
+            values, counts = ordered[starts], often
+        if len(values) > most:
             return None
-    return found
+    return values, counts
+
+
+def _places(values: Words, words: Words) -> Words:
+    """The place of each word among the distinct ones."""
+    if words.itemsize > 2:
+        return np.searchsorted(values, words).astype(np.int32)
+    place = np.zeros(1 << 8 * words.itemsize, np.int32)
+    place[values] = np.arange(len(values))
+    return place[words]
 
 
 def _position_bits(filled: int, size: int) -> float:

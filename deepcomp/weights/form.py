@@ -15,10 +15,12 @@ from deepcomp import entropy
 from deepcomp.errors import FormatError
 from deepcomp.weights.dtypes import DType
 
-__all__ = ["Form", "Packed", "Zeros", "count_of", "expect", "expect_words"]
+__all__ = ["VALUES", "Form", "Packed", "Zeros", "count_of", "expect", "expect_words"]
 
 Array = np.ndarray[Any, Any]
 Zeros = Callable[..., Tensor]
+
+VALUES = 2
 
 
 @dataclass
@@ -62,15 +64,15 @@ class Form(nn.Module, ABC):
         The form's number and name.
     symbols, tables, facts
         What `pack` may give, in the order of the file.
-    lies_over : bool
-        Whether an inner form holds the values.
+    layer : int
+        0 rows, 1 a mask, 2 (`VALUES`) values. A form of a lower layer lies over one of a higher layer.
     work : int
-        Bytes of memory that `unpack` and `dense` take at most for each symbol, besides the dense weight.
+        About the most bytes of memory that decoding takes for each symbol, besides the dense weight.
     """
 
     code: ClassVar[int]
     name: ClassVar[str]
-    lies_over: ClassVar[bool] = False
+    layer: ClassVar[int] = VALUES
     work: ClassVar[int]
     symbols: ClassVar[tuple[str, ...]] = ()
     tables: ClassVar[tuple[str, ...]] = ()
@@ -111,6 +113,11 @@ class Form(nn.Module, ABC):
             If the parts do not fit together.
         """
 
+    @classmethod
+    def restore(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, zeros: Zeros) -> Tensor:
+        """`unpack(…).dense(zeros)`, by a shorter way where there is one."""
+        return cls.unpack(packed, shape, dtype).dense(zeros)
+
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         """The dense weight, detached; memory for it comes from `zeros(shape, dtype=)` where it must be filled."""
         return self.forward().detach()
@@ -143,7 +150,7 @@ def expect(condition: bool, found: str) -> None:
 
 def expect_words(words: Array, kind: DType) -> None:
     """Insist on words of an element type; a bool is 0 or 1, as all that compute with it rely on."""
-    expect(words.dtype == kind.word, f"words of {words.dtype.itemsize} bytes found, {kind.word_bytes} expected")
+    expect(words.dtype == kind.word, f"words as {words.dtype} found, {kind.word} expected")
     if kind.torch == torch.bool:
         largest = int(words.max(initial=0))
         expect(largest <= 1, f"a bool of {largest} found, 0 or 1 expected")

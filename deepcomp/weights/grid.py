@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deepcomp.errors import UsageError
 from deepcomp.weights import ranges
 from deepcomp.weights.blocks import Blocks
+from deepcomp.weights.dtypes import dtype_of
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
 
 __all__ = ["Grid", "nearest"]
@@ -50,6 +51,7 @@ class Grid(Form):
 
     code = 5
     name = "grid"
+    work = 32
     symbols = ("q", "zero_point")
     tables = ("scale",)
     facts = ("bits", "symmetric", "axis", "group", "size", "lowest")
@@ -121,7 +123,7 @@ class Grid(Form):
             raise UsageError(
                 f"group = {group}, size = {size}: a group of channels or blocks within a channel, not both"
             )
-        blocks = Blocks(shape, axis if len(shape) > 1 else None, group, size)
+        blocks = Blocks.within(shape, axis if len(shape) > 1 else None, group, size)
         values = weight.detach().float()
         dense = (
             values
@@ -178,13 +180,9 @@ class Grid(Form):
         bits, symmetric, axis, lowest = facts["bits"], bool(facts["symmetric"]), facts["axis"], facts["lowest"]
         expect(1 <= bits <= 16, f"{bits} bits found, 1 to 16 expected")
         expect(facts["symmetric"] in (0, 1), f"symmetric = {facts['symmetric']} found, 0 or 1 expected")
-        expect(dtype.is_floating_point, f"a grid for {dtype}, a float type expected")
-        group, size, top = facts["group"], facts["size"], _top(bits, symmetric)
-        expect(
-            -1 <= axis < len(shape) and group >= 1 and size >= 0 and (group == 1 or size == 0),
-            f"axis {axis}, group {group}, size {size} found on a grid of {len(shape)} dimensions",
-        )
-        blocks = Blocks(shape, None if axis < 0 else axis, group, size)
+        expect(dtype.is_floating_point and dtype.itemsize > 1, f"a grid of {dtype_of(dtype).name}")
+        blocks = Blocks(shape, None if axis == -1 else axis, facts["group"], facts["size"])
+        expect(blocks.fits, f"axis {axis}, group {blocks.group}, size {blocks.size} found on a grid of {shape}")
         q, count = packed.symbols["q"], count_of(shape, at)
         expect(len(q) == count, f"{len(q)} integers found, {count} expected")
         scale = torch.from_numpy(_unpack_scale(packed.tables["scale"]))
@@ -197,10 +195,12 @@ class Grid(Form):
             points = packed.symbols["zero_point"]
             expect(len(points) == blocks.count, f"{len(points)} zero-points found, {blocks.count} expected")
             highest = int(points.max(initial=0))
-            expect(highest < 1 << 16, f"zero-point {highest} found, less than 2^16 expected")
+            expect(highest <= _top(bits, symmetric), f"zero-point {highest} found on a grid of {bits} bits")
             zero_point = torch.from_numpy(points.astype(np.float32))
-        highest = int(q.max(initial=0))
-        expect(0 <= lowest <= top - highest, f"integers up to {lowest} + {highest} found on a grid of {bits} bits")
+        if count:
+            span = (int(q.min()) + lowest, int(q.max()) + lowest)
+            expect(span[0] >= 0 and span[1] <= _top(bits, symmetric), f"integers {span} found on a grid of {bits} bits")
+            q, lowest = q - q.min(), span[0]  # small whatever `lowest` was: float32 holds them
         integers = torch.from_numpy(q.astype(np.float32)).add_(lowest)
         held = integers.reshape(shape if at is None else (count,))
         form = cls(held, scale, zero_point, bits, symmetric, blocks, at, dtype)

@@ -5,11 +5,13 @@ Each has a numpy twin of the same name and result beside its caller.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["layer"]
+__all__ = ["layer", "scatter"]
 
 _DEPTH = 64  # open halves at most: one a level of the binary search tree over the bins
 
@@ -52,3 +54,15 @@ def layer(
             least[open_halves], most[open_halves] = cut, d
             open_halves += 1
     return after
+
+
+@numba.njit(cache=True, nogil=True)
+def scatter(gaps: NDArray[Any], index: NDArray[Any], values: NDArray[Any], words: NDArray[Any]) -> bool:
+    """Write `values[index[i]]` behind `gaps[i]` more zeros into zeroed `words`; False if any lies outside."""
+    place, size = np.int64(-1), len(words)
+    for i in range(len(gaps)):
+        place += np.int64(gaps[i]) + 1
+        if place >= size or index[i] >= len(values):
+            return False
+        words[place] = values[index[i]]
+    return True

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcomp import jit
+from deepcomp.weights.codebook import Codebook
 from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 __all__ = ["Mask"]
+
+_SCATTER_SECONDS = 8e-9  # a survivor, with numpy
 
 
 class Mask(Form):
@@ -36,6 +40,8 @@ class Mask(Form):
 
     code = 3
     name = "mask"
+    layer = 1
+    work = 12
     symbols = ("gaps",)
 
     def __init__(self, positions: Tensor, inner: Form, shape: tuple[int, ...]) -> None:
@@ -61,10 +67,21 @@ class Mask(Form):
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         out: Tensor = zeros(self.shape, dtype=self.dtype)
         # words are scattered by numpy: it takes half the time of torch's index_put_
-        kind = dtype_of(self.dtype)
-        elements = -1 if kind.words == 1 else (-1, kind.words)
-        to_words(out).reshape(elements)[self.positions.numpy()] = to_words(self.inner.dense()).reshape(elements)
+        to_words(out)[self.positions.numpy()] = to_words(self.inner.dense())
         return out
+
+    @classmethod
+    def restore(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, zeros: Zeros) -> Tensor:
+        gaps, inner = packed.symbols["gaps"], packed.inner
+        if inner is not None and inner.code == Codebook.code and jit.pays(_SCATTER_SECONDS * len(gaps)):
+            from deepcomp.weights import kernels
+
+            index, values = inner.symbols["index"], inner.tables["values"]
+            if len(index) == len(gaps) and values.dtype == dtype_of(dtype).word:
+                out: Tensor = zeros(shape, dtype=dtype)
+                if kernels.scatter(gaps, index, values, to_words(out)):
+                    return out
+        return super().restore(packed, shape, dtype, zeros)  # which says what is wrong, if anything is
 
     def pack(self) -> Packed:
         gaps = np.diff(self.positions.numpy(), prepend=-1) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from deepcomp.weights.form import Form, Packed, count_of, expect, expect_words
 
 __all__ = ["Raw"]
 
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # what may be stored narrower
 _SAMPLE = 1 << 16  # words looked at to tell whether planes pay
 _PLANE_OVERHEAD = 8 * 24  # bits: a stream's head and a code table
 
@@ -36,9 +37,10 @@ class Raw(Form):
 
     code = 1
     name = "raw"
-    symbols = tuple(f"plane{i}" for i in range(8))  # one a byte of a word, the lowest first
-    tables = ("words",)  # instead of planes
-    facts = ("stored",)
+    work = 4
+    symbols: ClassVar[tuple[str, ...]] = tuple(f"plane{i}" for i in range(8))  # one a byte of a word, the lowest first
+    tables: ClassVar[tuple[str, ...]] = ("words",)  # instead of planes
+    facts: ClassVar[tuple[str, ...]] = ("stored",)
 
     def __init__(self, tensor: Tensor, stored: torch.dtype | None = None) -> None:
         super().__init__(tuple(tensor.shape), tensor.dtype)
@@ -67,8 +69,8 @@ class Raw(Form):
         stored = packed.facts.get("stored", dtype_of(dtype).code)
         expect(stored in DTYPES, f"element type {stored} found, 0 to {max(DTYPES)} expected")
         kind, count = DTYPES[stored], count_of(shape, at)
-        both_floats = dtype.is_floating_point and kind.torch.is_floating_point
-        expect(kind.torch == dtype or both_floats, f"{kind.name} found where {dtype_of(dtype).name} is stored")
+        widens = {dtype, kind.torch} <= _FLOATS and kind.size < dtype.itemsize
+        expect(kind.torch == dtype or widens, f"{kind.name} found where {dtype_of(dtype).name} is stored")
         if packed.tables:
             (words,) = packed.tables.values()
             expect(not packed.symbols, "words and byte planes of them")

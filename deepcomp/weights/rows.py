@@ -27,6 +27,8 @@ class Rows(Form):
 
     code = 4
     name = "rows"
+    layer = 0
+    work = 12
     symbols = ("row",)
     facts = ("distinct",)
 

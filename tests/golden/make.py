@@ -52,6 +52,8 @@ def every_form():
     tensors["special"] = torch.tensor([float("inf"), -0.0, float("nan"), 1e-42, -float("inf")] * 4)
     tensors["sparse.exact"] = normal(50, 60) * (normal(50, 60) > 1.5)
     tensors["few.values"] = normal(60, 70).round(decimals=1)
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        tensors[f"shifted.{kind}"] = (normal(20, 60) * 2.0 ** torch.linspace(-4, 4, 20)[:, None]).to(kind)
     tensors["rows"] = normal(4, 9).repeat(12, 1)
     tensors["counting"] = torch.arange(-300, 3000)
     tensors["skewed"] = (normal(200, 100) > 2.2).float() + 2 * (normal(200, 100) > 2.5).float() + 1

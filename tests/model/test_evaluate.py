@@ -242,7 +242,7 @@ def test_evaluation_leaves_modes_gradients_and_statistics_alone():
 def test_modes_come_back_after_an_error():
     model = nn.Linear(2, 2).train()
     data = Data([(torch.zeros(2), 0)], [(torch.zeros(3), 0)], "accuracy")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="Linear does not run on this data"):
         evaluate(model, data)
     assert model.training
     assert torch.is_grad_enabled()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deepcomp import entropy
 from deepcomp.errors import FormatError, UsageError
-from deepcomp.weights import Codebook, Grid, Mask, Packed, Raw, Rows, form_class
+from deepcomp.weights import Codebook, Grid, Mask, Packed, Raw, Rows, Shifted, form_class
 from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.dtypes import DTYPES, from_words, to_words
 from deepcomp.weights.exact import exact
@@ -185,15 +185,20 @@ def test_csr_exports_equal_the_dense_weight_at_any_rank():
     assert torch.equal(mask.torch_csr().to_dense(), weight.reshape(6, -1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_different_scale_are_shifted_to_one_and_come_back(dtype):
+    weight = (normal(40, 200) * 2.0 ** torch.linspace(-6, 6, 40)[:, None]).to(dtype)
+    weight[3], weight[5, 7], weight[6, :3] = 0, float("inf"), torch.tensor([-0.0, 1e-7, float("nan")])
+    form = exact(weight)
+    assert form.describe() == "shifted"
+    assert form.cost() < 0.97 * Raw(weight).cost()
+    assert bits(round_trip(form).dense()) == bits(weight)
+    assert not Shifted.pays(normal(40, 200).to(dtype))
+
+
 def test_rows_round_trip():
     index = torch.tensor([0, 1, 0, 2, 1, 0])
     round_trip(Rows(index, Raw(normal(3, 8))))
-
-
-def specials(dtype):
-    if dtype.is_floating_point and dtype.itemsize > 1:
-        return torch.tensor([float("inf"), -0.0, 0.0, float("nan"), 1.0, -float("inf")], dtype=dtype)
-    return torch.tensor([0, 1, 1, 0, 1], dtype=torch.uint8).view(torch.uint8).to(torch.uint8)
 
 
 @pytest.mark.parametrize("kind", DTYPES.values(), ids=lambda kind: kind.name)
@@ -284,6 +289,9 @@ HOSTILE = {
     "too few planes": (Packed(1, {"plane0": u8(0, 0)}), (2,)),
     "an unknown stored type": (Packed(1, tables={"words": u32(2)}, facts={"stored": 99}), (2,)),
     "rows beyond those that are there": (Packed(4, {"row": u8(0, 5)}, facts={"distinct": 2}, inner=PAIR), (2, 1)),
+    "too few shifts": (Packed(6, {"shift": u8(1), **{f"plane{i}": u8(0, 0) for i in range(4)}}), (2, 1)),
+    "shifted planes too short": (Packed(6, {"shift": u8(1, 1), **{f"plane{i}": u8(0) for i in range(4)}}), (2, 1)),
+    "no shifts at all": (Packed(6), (2, 1)),
     "integers beyond the grid": (grid(u8(0, 9), [1]), (2,)),
     "too few scales": (grid(u8(0, 0, 0, 0), [1], axis=0), (2, 2)),
     "a scale that is no number": (grid(u8(0, 0, 0, 0), [np.nan]), (2, 2)),

@@ -1,0 +1,216 @@
+"""Mutates the golden files, puts their checksums right, and reads them: `python tests/attacks/fuzz.py SECONDS [SEED]`.
+
+A finding is whatever is not a DeepcompError: another exception, a crash, more time or memory than
+the limits below, or bits that the independent decoder reads differently. Each is kept, as a file, in
+`fuzz-findings/` where the script is run. The work is done in a process of its own, which may crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import torch  # noqa: E402
+from build import Record, chunks, plain, seal  # noqa: E402
+from conftest import limited  # noqa: E402
+from independent_decoder import DICTIONARY, decode  # noqa: E402
+
+import deepcomp  # noqa: E402
+from deepcomp import jit  # noqa: E402
+from deepcomp.errors import DeepcompError  # noqa: E402
+from deepcomp.weights.dtypes import to_words  # noqa: E402
+from deepcomp.wire import Cursor  # noqa: E402
+
+MAX_BYTES = 8 << 20  # dense bytes a mutated file may declare
+TINY = 64 << 10  # and where the independent decoder, in plain Python, reads it as well
+MEMORY, SECONDS = 500 << 20, 2.0
+SMALL = 4000  # bytes of a file that the independent decoder reads as well
+FINDINGS = Path("fuzz-findings")
+ODD = [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 63, 64, 126, 127, 128, 129, 192, 254, 255]
+
+
+def take_apart(path: Path) -> list[Record]:
+    """The records of a file."""
+    raw = path.read_bytes()
+    end = len(raw) - 40
+    start = place = end - int.from_bytes(raw[end : end + 4], "little")
+    cursor = Cursor(raw[start + 1 : end])
+    if raw[start] == 1:
+        cursor.varint()
+        cursor = Cursor(zlib.decompressobj(-15, DICTIONARY).decompress(cursor.take(cursor.left)))
+    records, place, filled = [], 6, 0
+    for _ in range(cursor.varint()):
+        kind, last = divmod(cursor.varint(), 2)
+        name, head = cursor.text(), bytes(cursor.take(cursor.varint()))
+        size = cursor.varint()
+        records.append(Record(kind, name, head, raw[place : place + size], bool(last)))
+        place, filled = place + size, filled + size
+        if last:
+            place, filled = place + 4 * (filled > 0), 0
+    return records
+
+
+def seeds() -> list[list[Record]]:
+    """The golden files, and each tensor of the large one by itself."""
+    files = [take_apart(path) for path in sorted((HERE.parent / "golden").glob("*.dcz"))]
+    large = max(files, key=len)
+    alone = [Record(0, r.name, r.head, r.body) for r in large if r.body and len(r.body) < SMALL]
+    return [*files, *([record] for record in alone)]
+
+
+def mutate(choose: random.Random, raw: bytes) -> bytes:
+    """A few bytes changed, put in, left out, repeated or moved."""
+    out = bytearray(raw)
+    for _ in range(choose.choice([1, 1, 1, 2, 3, 8])):
+        place = choose.randrange(len(out) + 1)
+        if choose.random() < 0.5:  # heads of streams and tables are in front
+            place = min(place, choose.randrange(24))
+        match choose.randrange(6):
+            case 0:
+                out[place : place + 1] = bytes([choose.choice(ODD)])
+            case 1 if place < len(out):
+                out[place] ^= 1 << choose.randrange(8)
+            case 2 if place < len(out):
+                out[place] = (out[place] + choose.choice([-1, 1])) % 256
+            case 3:
+                out[place:place] = choose.choice([bytes([choose.choice(ODD)]), b"\xff" * 8 + b"\x01", bytes(4)])
+            case 4:
+                del out[place : place + choose.choice([1, 1, 2, 4, 100])]
+            case 5:
+                start = choose.randrange(len(out) + 1)
+                out[place:place] = out[start : start + choose.choice([1, 2, 4, 16])]
+    return bytes(out)
+
+
+def case(choose: random.Random, files: list[list[Record]]) -> bytes:
+    """A mutated file with right checksums."""
+    records = [Record(**vars(record)) for record in choose.choice(files)]
+    for _ in range(choose.choice([1, 1, 1, 2])):
+        if not records:
+            break
+        record = choose.choice(records)
+        match choose.randrange(10):
+            case 0 | 1 | 2 | 3:
+                record.head = mutate(choose, record.head)
+            case 4 | 5 | 6 | 7:
+                record.body = mutate(choose, record.body)
+            case 8:
+                record.name = mutate(choose, record.name.encode() if isinstance(record.name, str) else record.name)
+            case 9:
+                other = choose.choice(choose.choice(files) or records)
+                records[choose.randrange(len(records))] = Record(**vars(other))
+    records[-1:] = [Record(**{**vars(record), "last": True}) for record in records[-1:]]
+    index = plain(records)
+    return seal(chunks(records), index if choose.random() < 0.95 else mutate(choose, index))
+
+
+def run(path: Path) -> Any:
+    """Load a module and run it on ones."""
+    network = deepcomp.load(path, max_bytes=MAX_BYTES)
+    network._dcz.max_elements = MAX_BYTES
+    inputs = [torch.ones([size or 2 for size in entry.shape], dtype=entry.dtype) for entry in network._dcz.graph.inputs]
+    with torch.no_grad():
+        return network(*inputs)
+
+
+def compare(path: Path) -> None:
+    """Insist that what verify accepts the independent decoder accepts too, and reads as the same bits."""
+    deepcomp.verify(path, max_bytes=TINY)
+    expected = {tensor.name: tensor.data for tensor in decode(path.read_bytes(), TINY).tensors}
+    for name, tensor in deepcomp.load_state_dict(path, max_bytes=TINY).items():
+        if bytes(to_words(tensor)) != expected[name] and not same_but_for_nans(tensor, expected[name]):
+            raise AssertionError(f"{name!r} differs from what the independent decoder reads")
+
+
+def same_but_for_nans(tensor: torch.Tensor, raw: bytes) -> bool:
+    """Whether floats differ in nothing but which NaN they are: a conversion may change that."""
+    other = torch.frombuffer(bytearray(raw), dtype=tensor.dtype).reshape(tensor.shape)
+    return tensor.is_floating_point() and torch.allclose(tensor, other, rtol=0, atol=0, equal_nan=True)
+
+
+def readers(small: bool) -> list[Callable[[Path], Any]]:
+    def verify(path: Path) -> Any:
+        return deepcomp.verify(path, max_bytes=MAX_BYTES)
+
+    def inspect(path: Path) -> Any:
+        return deepcomp.inspect(path, max_bytes=MAX_BYTES)
+
+    return [verify, inspect, run, *([compare] if small else [])]
+
+
+@contextlib.contextmanager
+def only_our_errors() -> Iterator[None]:
+    with contextlib.suppress(DeepcompError):
+        yield
+
+
+def work(seconds: float, seed: int) -> None:
+    """Read mutated files until the time is over."""
+    torch.set_num_threads(1)
+    choose, files, path = random.Random(seed), seeds(), FINDINGS / f"running-{seed}.dcz"
+    for golden in (HERE.parent / "golden").glob("*.dcz"):
+        for numba in (True, False):
+            with jit.use(numba):
+                deepcomp.verify(golden)
+    done, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = case(choose, files)
+        path.write_bytes(data)
+        for read in readers(len(data) < SMALL):
+            try:
+                with limited(MEMORY, SECONDS), jit.use(choose.random() < 0.5), only_our_errors():
+                    read(path)
+            except Exception as error:
+                keep(path, f"{type(error).__name__} at {where(error)}: {str(error)[:200]}")
+        done += 1
+    print(f"seed {seed}: {done} files read", flush=True)
+
+
+def where(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+SEEN: set[str] = set()
+
+
+def keep(path: Path, what: str) -> None:
+    """Note a finding, once for each that differs in more than names and numbers."""
+    like = re.sub(r"'.*?'|\".*?\"|-?\d+|/\S*", "", what)
+    if like not in SEEN:
+        SEEN.add(like)
+        kept = FINDINGS / f"{zlib.crc32(path.read_bytes()):08x}.dcz"
+        kept.write_bytes(path.read_bytes())
+        print(f"{kept}: {what}", flush=True)
+
+
+def main(seconds: float, seed: int) -> None:
+    """Keep a worker going, with a new seed where one crashed."""
+    FINDINGS.mkdir(exist_ok=True)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        done = subprocess.run([sys.executable, __file__, str(left), str(seed), "work"])
+        if done.returncode == 0:
+            break
+        keep(
+            FINDINGS / f"running-{seed}.dcz",
+            f"crash by {signal.Signals(-done.returncode).name} in case of seed {seed}: ",
+        )
+        seed += 1
+
+
+if __name__ == "__main__":
+    (work if len(sys.argv) > 3 else main)(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
