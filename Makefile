@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint unit slow format clean
+.PHONY: setup demo test lint unit slow bench format clean
 
 setup: .venv/ready
 
@@ -30,6 +30,10 @@ unit: setup
 
 slow: setup
 	$(BIN)/pytest -n 2 -m slow
+
+bench: setup
+	$(BIN)/python benchmarks/size.py
+	$(BIN)/python benchmarks/speed.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -162,11 +162,10 @@ class File:
         body, offset = self.reader.body(record), self.reader.offset(record)
         try:
             return use(_unpack(entry, body, offset), entry.shape, entry.dtype.torch)
-        except KeyError as missing:
-            raise FormatError(f"{self.reader.path}: tensor {name[:200]!r}: {missing} is missing") from None
-        except FormatError as error:
+        except (FormatError, KeyError) as error:  # the key of an array, table or fact
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
-            raise FormatError(f"{self.reader.path}: {where}: {error}") from None
+            raise FormatError(f"{self.reader.path}: {where}: {wrong}") from None
 
     def get_tensor(self, name: str) -> Tensor:
         """One dense tensor; see `get_form`."""
