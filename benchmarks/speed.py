@@ -23,7 +23,7 @@ def main() -> int:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description="Time deepcomp beside its peers.")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
-    parser.add_argument("--full", action="store_true", help="give scikit-learn's KMeans all 10 M weights (minutes)")
+    parser.add_argument("--full", action="store_true", help="give scikit-learn's KMeans all 10 M weights")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, of which the median counts")
     parser.add_argument("--scale", type=float, default=1, help="of the sizes, to try the script; bounds hold at 1")
     options = parser.parse_args()

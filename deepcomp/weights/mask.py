@@ -77,7 +77,7 @@ class Mask(Form):
             from deepcomp.weights import kernels
 
             index, values = inner.symbols["index"], inner.tables["values"]
-            if len(index) == len(gaps) and values.dtype == dtype_of(dtype).word:
+            if len(index) == len(gaps) and values.dtype == dtype_of(dtype).word and dtype != torch.bool:
                 out: Tensor = zeros(shape, dtype=dtype)
                 if kernels.scatter(gaps, index, values, to_words(out)):
                     return out

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 TENSOR, GRAPH, METADATA = 0, 1, 2
 F32, F16, F64, I32, I64, U8, BOOL, C64 = 0, 1, 3, 6, 7, 8, 12, 18
 SIZES = (4, 2, 2, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1, 1, 1, 1, 1, 1, 8, 16)  # bytes of each element type
-RAW, CODEBOOK, MASK, ROWS, GRID, SAME, TIED = 1, 2, 3, 4, 5, 126, 127
+RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED, SAME, TIED = 1, 2, 3, 4, 5, 6, 126, 127
 TABLE_BYTES = (1, 2, 4, 8, 4, 1)  # of the types of tables' elements
 
 

@@ -25,8 +25,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from build import Record, chunks, plain, seal  # noqa: E402
-from conftest import limited  # noqa: E402
 from independent_decoder import DICTIONARY, decode  # noqa: E402
+from limits import limited  # noqa: E402
 
 import deepcomp  # noqa: E402
 from deepcomp import jit  # noqa: E402
@@ -176,12 +176,17 @@ def work(seconds: float, seed: int) -> None:
             except Exception as error:
                 keep(path, f"{type(error).__name__} at {where(error)}: {str(error)[:200]}")
         done += 1
-    print(f"seed {seed}: {done} files read", flush=True)
+    say(f"seed {seed}: {done} files read")
 
 
 def where(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 SEEN: set[str] = set()
@@ -194,7 +199,7 @@ def keep(path: Path, what: str) -> None:
         SEEN.add(like)
         kept = FINDINGS / f"{zlib.crc32(path.read_bytes()):08x}.dcz"
         kept.write_bytes(path.read_bytes())
-        print(f"{kept}: {what}", flush=True)
+        say(f"{kept}: {what}")
 
 
 def main(seconds: float, seed: int) -> None:

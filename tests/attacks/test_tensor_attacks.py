@@ -11,10 +11,13 @@ from build import (
     CODEBOOK,
     F16,
     F32,
+    F64,
     I32,
     MASK,
     RAW,
     SAME,
+    SHIFTED,
+    SIZES,
     TENSOR,
     TIED,
     Array,
@@ -37,6 +40,10 @@ from build import (
     varint,
     words,
 )
+
+import deepcomp
+from deepcomp import jit
+from deepcomp.errors import FormatError
 
 Attacks = dict[str, tuple[bytes, str]]
 
@@ -73,7 +80,7 @@ HEADS: Attacks = {
     "shape of no elements beyond 64 bits": (head(shaped(F32, (1 << 63, 0, 9)) + b"\x01\x00"), "impossible shape"),
     "dimension beyond 64 bits": (head(shaped(F32, (1 << 65,))), "longer than 64 bits|at most"),
     "no form": (head(shaped(F32, (2,))), "1 bytes expected, 0 left"),
-    "unknown form": (head(shaped(F32, (2,)) + b"\x00\x00"), r"tensor 'w': form 0 found, one of \[1, 2, 3, 4, 5\]"),
+    "unknown form": (head(shaped(F32, (2,)) + b"\x00\x00"), r"tensor 'w': form 0 found, one of \[1, 2, "),
     "form of no kind": (head(shaped(F32, (2,)) + b"\x7d\x00"), "form 125 found"),
     "too many facts": (file(tensor("w", (2,), Part(RAW, (0, 0)))), "2 facts, 0 arrays and 0 tables found in a raw"),
     "too many arrays": (file(tensor("w", (2,), Part(RAW, (), (Array(constant(0)),) * 9))), "9 arrays"),
@@ -162,6 +169,12 @@ def float_grid(*scale: float, **settings: Any) -> Record:
     return tensor("w", (2, 4), grid(constant(1), *scale, **settings))
 
 
+def shifted(shifts: int, value: int, dtype: int = F32) -> Part:
+    """Four values as byte planes, and so many shifts."""
+    flat = (Array(constant(0)),) * (SIZES[dtype] - 1)
+    return Part(SHIFTED, (), (Array(constant(value), shifts), Array(constant(0), 4), *flat))
+
+
 def stored(code: int, size: int) -> Part:
     """Two raw words of another element type."""
     return Part(RAW, (code,), (), (Table({1: 0, 2: 1, 4: 2, 8: 3}[size], bytes(2 * size)),))
@@ -202,12 +215,36 @@ BODIES: dict[str, tuple[Record, str]] = {
         tensor("w", (2,), Part(CODEBOOK, (), (Array(constant(0)),), (Table(0, b"\2"),)), dtype=BOOL),
         "a bool of 2 found",
     ),
+    "shifted without shifts": (tensor("w", (2, 1), Part(SHIFTED)), "rows without shifts"),
+    "shifted by too few": (tensor("w", (2, 2), shifted(1, 2)), "1 shifts found, 2 expected"),
+    "shifted by more than a byte": (tensor("w", (2, 2), shifted(2, 256)), "a byte with a value beyond 255"),
+    "shifted of too few planes": (
+        tensor("w", (2, 2), Part(SHIFTED, (), (Array(constant(0), 2), *[Array(constant(0))] * 3))),
+        "3 byte planes found, 4 expected",
+    ),
+    "shifted of doubles": (tensor("w", (2, 2), shifted(2, 0, F64), dtype=F64), "shifted rows of float64"),
+    "shifted scalar": (tensor("w", (), Part(SHIFTED, (), (Array(constant(0)),) * 5)), r"shifted rows of float32 \(\)"),
+    "shifted under a mask": (tensor("w", (2, 2), mask(constant(0), 1), shifted(2, 0)), "shifted rows of float32"),
     "codebook without values": (tensor("w", (2,), Part(CODEBOOK, (), (Array(constant(0)),))), "'values' is missing"),
     "codebook without indices": (tensor("w", (2,), Part(CODEBOOK, (), (), (Table(2, b""),))), "'index' is missing"),
     "codebook of nothing": (tensor("w", (2,), codebook(constant(0))), "index 0 found in a codebook of 0"),
     "index out of range": (tensor("w", (2,), codebook(fixed(2, 0, 2), 1, 2)), "index 2 found in a codebook of 2"),
     "index of 2^32 - 1": (tensor("w", (2,), codebook(constant(2**32 - 1), 1, 2)), "index 4294967295 found"),
     "too few indices": (tensor("w", (2,), codebook(constant(0), 1, count=1)), "1 indices found, 2 expected"),
+    "index out of range under a mask": (
+        tensor("w", (9,), mask(constant(1), 2), codebook(fixed(2, 0, 2), 1, 2)),
+        "index 2 found in a codebook of 2",
+    ),
+    "bool of 2 in a codebook under a mask": (
+        tensor(
+            "w", (9,), mask(constant(1), 2), Part(CODEBOOK, (), (Array(constant(0)),), (Table(0, b"\2"),)), dtype=BOOL
+        ),
+        "a bool of 2 found",
+    ),
+    "position beyond the tensor under a mask of shared values": (
+        tensor("w", (9,), mask(constant(4), 2), codebook(constant(0), 1)),
+        "position 9 found in a tensor of 9",
+    ),
     "position beyond the tensor": (tensor("w", (9,), mask(constant(4), 2), PAIR), "position 9 found in a tensor of 9"),
     "positions that overflow": (
         tensor("w", (2, 2), mask(constant(2**32 - 1), 3), words(1, 2, 3)),
@@ -270,6 +307,14 @@ BODIES: dict[str, tuple[Record, str]] = {
 def test_body(record, found, refused):
     place = rf"tensor 'w' in bytes 6 to {6 + len(record.body)}: .*"
     refused(file(record), f"{place}({found})")
+
+
+@pytest.mark.parametrize(("record", "found"), BODIES.values(), ids=BODIES)
+def test_body_with_numba(record, found, tmp_path):
+    pytest.importorskip("numba")
+    (tmp_path / "x.dcz").write_bytes(file(record))
+    with jit.use(numba=True), pytest.raises(FormatError, match=found):
+        deepcomp.load_state_dict(tmp_path / "x.dcz")
 
 
 # --- streams ------------------------------------------------------------------------------------

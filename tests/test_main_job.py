@@ -1,0 +1,50 @@
+"""The main job on real networks: compressed to one file, verified, and run from the file alone in a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import deepcomp
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+# network, data, recipe, the least ratio and the largest drop in points
+JOBS = [
+    ("lenet-300-100", "mnist", "lossless", 1.17, 0.0),
+    ("lenet-300-100", "mnist", "uniform", 4.5, 0.1),
+    ("lenet-300-100", "mnist", "deep-compression", 10.0, 0.3),
+    pytest.param("lenet-5", "mnist", "lossless", 1.17, 0.0, marks=pytest.mark.slow),
+    ("lenet-5", "mnist", "deep-compression", 9.5, 0.3),
+    pytest.param("resnet20", "cifar10", "lossless", 1.17, 0.0, marks=pytest.mark.slow),
+    pytest.param("resnet20", "cifar10", "uniform", 4.0, 0.3, marks=pytest.mark.slow),
+    pytest.param("resnet20", "cifar10", "deep-compression", 8.5, 4.0, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("model", "data", "recipe", "ratio", "drop"), JOBS)
+def test_compressed_verified_and_run_from_the_file_alone(model, data, recipe, ratio, drop, data_dir, tmp_path):
+    weights = data_dir / "resnet20-cifar10.safetensors" if model == "resnet20" else CHECKPOINTS / f"{model}.safetensors"
+    out = tmp_path / "x.dcz"
+    report = deepcomp.compress(weights, out, recipe=recipe, model=model, data=data, data_dir=data_dir)
+    assert not report.warnings
+    assert report.ratio >= ratio
+    assert report.metric["drop"] <= drop
+    rows = deepcomp.verify(out, against=load_file(weights))["tensors"]
+    assert recipe != "lossless" or all(row["identical"] for row in rows)
+    command = [
+        sys.executable,
+        "-m",
+        "deepcomp",
+        "evaluate",
+        str(out),
+        "--data",
+        data,
+        "--data-dir",
+        str(data_dir),
+        "--json",
+    ]
+    fresh = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert json.loads(fresh.stdout)["value"] == report.metric["after"]
