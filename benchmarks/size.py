@@ -54,7 +54,7 @@ def _lenet(*scales: float) -> tuple[dict[str, Any], ...]:
     return tuple({"qp": -18, "nonweight_qp": -24, "lambda_scale": scale} for scale in scales)
 
 
-# What NNCodec's users report as its best points on such networks, and milder ones.
+# Where NNCodec did best on networks of these shapes that were trained elsewhere, and milder points.
 _NNCODEC = {
     "lenet-300-100": (*_lenet(1.7, 1.0, 0.0),),
     "lenet-5": (*_lenet(1.15, 0.0), {"qp": -22, "nonweight_qp": -24}),

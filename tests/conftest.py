@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread a test process, and in those it starts: several would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 

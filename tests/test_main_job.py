@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import deepcomp
 
+LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]  # CIFAR-10 is decoded from JPEG at each pass
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 # network, data, recipe, the least ratio and the largest drop in points
 JOBS = [
@@ -18,9 +19,9 @@ JOBS = [
     ("lenet-300-100", "mnist", "deep-compression", 10.0, 0.3),
     pytest.param("lenet-5", "mnist", "lossless", 1.17, 0.0, marks=pytest.mark.slow),
     ("lenet-5", "mnist", "deep-compression", 9.5, 0.3),
-    pytest.param("resnet20", "cifar10", "lossless", 1.17, 0.0, marks=pytest.mark.slow),
-    pytest.param("resnet20", "cifar10", "uniform", 4.0, 0.3, marks=pytest.mark.slow),
-    pytest.param("resnet20", "cifar10", "deep-compression", 8.5, 4.0, marks=pytest.mark.slow),
+    pytest.param("resnet20", "cifar10", "lossless", 1.17, 0.0, marks=LONG),
+    pytest.param("resnet20", "cifar10", "uniform", 4.0, 0.3, marks=LONG),
+    pytest.param("resnet20", "cifar10", "deep-compression", 8.5, 4.0, marks=LONG),
 ]
 
 

@@ -30,8 +30,9 @@ from limits import limited  # noqa: E402
 
 import deepcomp  # noqa: E402
 from deepcomp import jit  # noqa: E402
+from deepcomp.entry import Entry  # noqa: E402
 from deepcomp.errors import DeepcompError  # noqa: E402
-from deepcomp.weights.dtypes import to_words  # noqa: E402
+from deepcomp.weights.dtypes import DTYPES, to_words  # noqa: E402
 from deepcomp.wire import Cursor  # noqa: E402
 
 MAX_BYTES = 8 << 20  # dense bytes a mutated file may declare
@@ -39,6 +40,7 @@ TINY = 64 << 10  # and where the independent decoder, in plain Python, reads it 
 MEMORY, SECONDS = 500 << 20, 2.0
 SMALL = 4000  # bytes of a file that the independent decoder reads as well
 FINDINGS = Path("fuzz-findings")
+NUMBERS = [-(1 << 63), -(1 << 32), -2, -1, 0, 1, 2, 3, 4, 7, 8, 16, 17, 100, 65535, 1 << 24, 1 << 32, (1 << 63) - 1]
 ODD = [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 63, 64, 126, 127, 128, 129, 192, 254, 255]
 
 
@@ -95,6 +97,33 @@ def mutate(choose: random.Random, raw: bytes) -> bytes:
     return bytes(out)
 
 
+def remake(choose: random.Random, record: Record) -> None:
+    """A tensor with another number in its head; the body fits it still."""
+    entry = Entry.unpack(record.head, 1 << 20, "")
+    if not entry.parts:
+        return
+    part = choose.choice(entry.parts)
+    match choose.randrange(5):
+        case 0 if part.facts:
+            part.facts[choose.choice(list(part.facts))] = choose.choice(NUMBERS)
+        case 1:
+            entry.dtype = choose.choice(list(DTYPES.values()))
+        case 2 if entry.shape:
+            shape, place = list(entry.shape), choose.randrange(len(entry.shape))
+            shape[place] = choose.choice([0, 1, shape[place] + 1, shape[place] - 1, 2 * shape[place], 1 << 40])
+            entry.shape = tuple(shape) if choose.random() < 0.8 else tuple(shape[place:])
+        case 3 if part.symbols:
+            name = choose.choice(list(part.symbols))
+            count, length = part.symbols[name]
+            part.symbols[name] = (max(0, count + choose.choice([-1, 1, -count, count])), length)
+        case 4 if part.tables and part is entry.parts[-1]:
+            ((name, (kind, count)),) = part.tables.items()
+            cut = choose.randint(0, count)
+            part.tables[name] = (kind, count - cut)
+            record.body = record.body[: len(record.body) - cut * kind.itemsize]
+    record.head = entry.pack()
+
+
 def case(choose: random.Random, files: list[list[Record]]) -> bytes:
     """A mutated file with right checksums."""
     records = [Record(**vars(record)) for record in choose.choice(files)]
@@ -102,7 +131,7 @@ def case(choose: random.Random, files: list[list[Record]]) -> bytes:
         if not records:
             break
         record = choose.choice(records)
-        match choose.randrange(10):
+        match choose.randrange(14):
             case 0 | 1 | 2 | 3:
                 record.head = mutate(choose, record.head)
             case 4 | 5 | 6 | 7:
@@ -112,6 +141,9 @@ def case(choose: random.Random, files: list[list[Record]]) -> bytes:
             case 9:
                 other = choose.choice(choose.choice(files) or records)
                 records[choose.randrange(len(records))] = Record(**vars(other))
+            case 10 | 11 | 12 | 13 if record.kind == 0:
+                with contextlib.suppress(DeepcompError):  # the head is damaged already
+                    remake(choose, record)
     records[-1:] = [Record(**{**vars(record), "last": True}) for record in records[-1:]]
     index = plain(records)
     return seal(chunks(records), index if choose.random() < 0.95 else mutate(choose, index))
