@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
 MAX_METADATA = 1 << 20  # bytes
-_ARENA = 64 << 20  # bytes of memory taken at a time for dense tensors
+_ARENA = 512 << 20  # bytes of memory taken at a time for dense tensors
 _ALIGN = 64
 _ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
 

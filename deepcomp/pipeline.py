@@ -209,7 +209,8 @@ def _run(
         for done, _ in enumerate(write(net, writer, metadata, jobs), 1):
             if progress:
                 progress("encode", done, len(net.tensors))
-    metric = _judge(before, out, judge, net.captured is not None, warnings)
+    with _one_thread():
+        metric = _judge(before, out, judge, net.captured is not None, warnings)
     described = inspect(out, max_bytes=_ANY)
     return Report(
         input=os.fspath(network) if isinstance(network, (str, os.PathLike)) else type(network).__name__,

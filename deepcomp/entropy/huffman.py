@@ -117,6 +117,15 @@ def _lookup(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return table
 
 
+def _lookup_fast(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """`_lookup`, but always for indices of 12 bits."""
+    from deepcomp.entropy import kernels
+
+    table = np.empty(1 << LONGEST, np.uint16)
+    kernels.huffman_table(lengths, table)
+    return table
+
+
 def estimate(histogram: NDArray[np.int64], lengths: NDArray[np.uint8]) -> float:
     """Bytes that `encode` takes, right to a byte or so in a thousand."""
     count, bits = int(histogram.sum()), int(histogram @ lengths)
@@ -191,7 +200,7 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     FormatError
         If the code is not complete, a lane does not end where the next one begins, or a pad bit is set.
     """
-    lengths = read_table(cursor, LONGEST)
+    lengths = read_table(cursor, LONGEST, fast)
     kraft = int((1 << LONGEST - lengths[lengths > 0].astype(np.int64)).sum())
     if kraft != 1 << LONGEST:
         cursor.fail(f"a code that fills {kraft} of {1 << LONGEST} table entries")
@@ -199,7 +208,7 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     begin = cursor.position
     data = np.frombuffer(cursor.take(cursor.left), np.uint8)
     decoder = _decode_fast if fast else _decode_one_by_one if len(layout.starts) < _FEW else _decode_lockstep
-    out, ends = decoder(data, layout, _lookup(lengths))
+    out, ends = decoder(data, layout, _lookup_fast(lengths) if fast else _lookup(lengths))
     wrong = (ends + 7) >> 3 != layout.ends
     if not wrong.any():
         wrong = (ends % 8 > 0) & (data[layout.ends - 1] >> (ends % 8).astype(np.uint8) > 0)
@@ -215,7 +224,6 @@ _Decoded: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]  # the symbols
 def _decode_fast(data: NDArray[np.uint8], layout: lanes.Lanes, table: NDArray[np.uint16]) -> _Decoded:
     from deepcomp.entropy import kernels
 
-    table = np.tile(table, (1 << LONGEST) // len(table))
     out = np.empty(layout.count, np.uint8)
     ends = np.empty(len(layout.starts), np.uint64)
     size = layout.size

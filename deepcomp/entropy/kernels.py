@@ -401,3 +401,49 @@ def join_planes(planes, rotate, words):  # type: ignore[no-untyped-def]
             shift = U(8 * k) - turn
             for i in range(len(block)):
                 block[i] |= U(plane[i]) << shift
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@_kernel
+def huffman_table(lengths, table):  # type: ignore[no-untyped-def]
+    """symbol | length << 8 of the code that each index of 12 bits begins with, for complete code lengths."""
+    code = 0
+    for length in range(1, 13):
+        code <<= 1
+        for symbol in range(len(lengths)):
+            if lengths[symbol] == length:
+                first = 0
+                for bit in range(length):
+                    first |= (code >> (length - 1 - bit) & 1) << bit
+                for index in range(first, len(table), 1 << length):
+                    table[index] = symbol | length << 8
+                code += 1
+
+
+@_kernel
+def unary_numbers(data, most, numbers):  # type: ignore[no-untyped-def]
+    """The twin of `tables._numbers` on unary ranks; returns bits read, -1 at the end of the data, -2 beyond `most`."""
+    at, last, hole = 0, 4, False
+    for i in range(len(numbers)):
+        rank = 0
+        while True:
+            if at >= 8 * len(data):
+                return -1
+            bit = data[at >> 3] >> (at & 7) & 1
+            at += 1
+            if bit == 0:
+                break
+            rank += 1
+        after = hole
+        hole = rank == (0 if after else 3)
+        if hole:
+            numbers[i] = 0
+            continue
+        distance = rank - 1 if after or rank > 3 else rank
+        last += (distance + 1) // 2 if distance % 2 else -(distance // 2)
+        if last < 1 or last > most:
+            return -2
+        numbers[i] = last
+    return at

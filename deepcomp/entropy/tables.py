@@ -46,13 +46,15 @@ def write_table(numbers: NDArray[np.uint8]) -> bytes:
     return varint(head) + nibbles if len(nibbles) < len(unary) else varint(head + 1) + unary
 
 
-def read_table(cursor: Cursor, most: int) -> NDArray[np.uint8]:
+def read_table(cursor: Cursor, most: int, fast: bool = False) -> NDArray[np.uint8]:
     """Read the numbers of an alphabet.
 
     Parameters
     ----------
     most : int
         The largest number allowed, at most 15.
+    fast : bool
+        Whether numba is to do it.
 
     Returns
     -------
@@ -68,7 +70,10 @@ def read_table(cursor: Cursor, most: int) -> NDArray[np.uint8]:
     if form == 0:
         numbers = read_fixed(cursor, size, 4)
     else:
-        numbers = np.array(_numbers(cursor, _read_unary(cursor, size), most), np.uint8)
+        found = _numbers_fast(cursor, size, most) if fast else None
+        if found is None:  # the slow way says what is wrong, if anything is
+            found = np.array(_numbers(cursor, _read_unary(cursor, size), most), np.uint8)
+        numbers = found
     if numbers.max() > most:
         cursor.fail(f"a code table with {numbers.max()}, at most {most} expected,")
     if not numbers[-1]:
@@ -123,3 +128,16 @@ def _read_unary(cursor: Cursor, count: int) -> list[int]:
     cursor.take(used)
     ranks: list[int] = np.diff(ends, prepend=-1).tolist()
     return [rank - 1 for rank in ranks]
+
+
+def _numbers_fast(cursor: Cursor, size: int, most: int) -> NDArray[np.uint8] | None:
+    """`_numbers(_read_unary())` with numba; None, and nothing read, where anything is wrong."""
+    from deepcomp.entropy import kernels
+
+    numbers = np.empty(size, np.uint8)
+    data = np.frombuffer(cursor.data[cursor.position :], np.uint8)
+    bits = kernels.unary_numbers(kernels.frozen(data), most, numbers)
+    if bits < 0 or (bits % 8 and data[bits // 8] >> (bits % 8)):
+        return None
+    cursor.take(-(-bits // 8))
+    return numbers

@@ -93,20 +93,19 @@ def _raw(tensor: Tensor) -> Raw:
 def _distinct(words: Words) -> tuple[Words, Words] | None:
     """The distinct words, ascending, and how often each occurs; None where a codebook cannot pay."""
     most = min(MOST_VALUES, words.size // 2)
+    if words.itemsize <= 2:
+        often = np.zeros(1 << 8 * words.itemsize, np.float64)
+        for start in range(0, words.size, 8 * _BLOCK):  # what is counted is widened to eight bytes meanwhile
+            often += np.bincount(words[start : start + 8 * _BLOCK], minlength=len(often))
+        values = np.flatnonzero(often).astype(words.dtype)
+        return (values, often[values]) if len(values) <= most else None
     values, counts = np.empty(0, words.dtype), np.empty(0, np.float64)
     for start in range(0, words.size, _BLOCK):
-        block = words[start : start + _BLOCK]
-        if words.itemsize <= 2:
-            often = np.bincount(block, minlength=1 << 8 * words.itemsize).astype(np.float64)
-            often[values] += counts
-            values = np.flatnonzero(often).astype(words.dtype)
-            counts = often[values]
-        else:
-            ordered = np.sort(np.concatenate((values, block)))
-            starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
-            often = np.diff(starts, append=len(ordered)).astype(np.float64)
-            often[np.searchsorted(ordered[starts], values)] += counts - 1
-            values, counts = ordered[starts], often
+        ordered = np.sort(np.concatenate((values, words[start : start + _BLOCK])))
+        starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
+        often = np.diff(starts, append=len(ordered)).astype(np.float64)
+        often[np.searchsorted(ordered[starts], values)] += counts - 1
+        values, counts = ordered[starts], often
         if len(values) > most:
             return None
     return values, counts

@@ -59,10 +59,12 @@ def layer(
 @numba.njit(cache=True, nogil=True)
 def scatter(gaps: NDArray[Any], index: NDArray[Any], values: NDArray[Any], words: NDArray[Any]) -> bool:
     """Write `values[index[i]]` behind `gaps[i]` more zeros into zeroed `words`; False if any lies outside."""
-    place, size = np.int64(-1), len(words)
+    place, size, many = np.uint64(0), np.uint64(len(words)), np.uint64(len(values))
     for i in range(len(gaps)):
-        place += np.int64(gaps[i]) + 1
-        if place >= size or index[i] >= len(values):
+        place += np.uint64(gaps[i])
+        which = np.uint64(index[i])
+        if place >= size or which >= many:
             return False
-        words[place] = values[index[i]]
+        words[place] = values[which]
+        place += np.uint64(1)
     return True

@@ -18,6 +18,7 @@ __all__ = ["Shifted"]
 
 # By how much a word's top byte changes when the exponent, rotated to the top of the word, changes by one.
 _STEP = {torch.float32: 1, torch.bfloat16: 1, torch.float16: 8}
+_SAMPLE = 1 << 18  # weights looked at
 _SHORTEST = 32  # weights in a row: a shift costs some bits
 
 
@@ -46,10 +47,11 @@ class Shifted(Raw):
         """Whether shifting saves anything over the planes as they are."""
         if tensor.dtype not in _STEP or tensor.ndim < 2 or tensor.numel() < max(1024, _SHORTEST * tensor.shape[0]):
             return False
-        top = planes.split(to_words(tensor), rotate=True)[-1].reshape(tensor.shape[0], -1)
+        some = tensor[:: max(1, tensor.numel() // _SAMPLE)]  # every so many rows
+        top = planes.split(to_words(some), rotate=True)[-1].reshape(len(some), -1)
         shift = _shift(top, _STEP[tensor.dtype])
         saved = entropy.cost(top.reshape(-1)) - entropy.cost((top - shift[:, None]).reshape(-1))
-        return saved > entropy.cost(shift) + 8 * 32
+        return saved > entropy.cost(shift) + 8 * 32 * len(some) / len(tensor)
 
     def pack(self) -> Packed:
         cut = planes.split(to_words(self.value), rotate=True)
