@@ -27,6 +27,7 @@ __all__ = ["exact"]
 MOST_VALUES = 1 << 16  # a codebook holds at most this many
 _BLOCK = 1 << 17  # words sorted at a time while distinct values are counted
 _SAMPLE = 1 << 18  # words whose planes are measured to estimate what raw bits cost
+_CODEBOOK_WORTH = 0.985  # of the raw bits: what a sample must promise before values are counted
 _MASK_WORTH = 1.01  # a mask may be this much larger: it decodes faster
 _GAP_PENALTY = 1.012  # measured cost of coded gaps over the Shannon bound of the positions
 
@@ -73,7 +74,7 @@ def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
     sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
     share = words.size / max(sample.size, 1)
     raw_bits = sum(entropy.cost(plane) for plane in planes.split(sample, rotate=is_float)) * share
-    found = _distinct(words)
+    found = None if _hopeless(sample, raw_bits / share, len(words)) else _distinct(words)
     if found is None:
         return _raw(tensor), raw_bits
     values, counts = found
@@ -84,6 +85,15 @@ def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
     narrow = index.astype(np.uint8) if len(values) <= 256 else index
     codebook = Codebook(from_words(values, tensor.dtype, values.shape), torch.from_numpy(narrow).reshape(tensor.shape))
     return codebook, bits
+
+
+def _hopeless(sample: Words, raw_bits: float, count: int) -> bool:
+    """Whether no codebook can pay: even a sample's entropy, which is below that of all, comes near to raw bits."""
+    if sample.itemsize > 2 or len(sample) == count:
+        return False
+    often = np.bincount(sample).astype(np.float64)
+    often = often[often > 0]
+    return float(often @ np.log2(len(sample) / often)) > _CODEBOOK_WORTH * raw_bits
 
 
 def _raw(tensor: Tensor) -> Raw:
