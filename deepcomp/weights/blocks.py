@@ -42,7 +42,7 @@ class Blocks:
     def within(cls, shape: tuple[int, ...], axis: int | None, group: int, size: int) -> Self:
         """Blocks cut down to the weight: no group has more channels, and no block more weights, than there are."""
         whole = cls(shape, axis)
-        return whole if axis is None else cls(shape, axis, min(group, whole._channels), min(size, whole._row))
+        return whole if axis is None else cls(shape, axis, min(group, max(whole._channels, 1)), min(size, whole._row))
 
     @property
     def fits(self) -> bool:
