@@ -24,6 +24,7 @@ the decoder must arrive, with all words of the lane read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,13 +70,21 @@ class Model:
 def model(histogram: NDArray[np.int64]) -> Model:
     """The model with the precision that makes table and symbols smallest, for two symbols or more."""
     present = np.flatnonzero(histogram)
-    models = []
-    for precision in _PRECISIONS:
+    candidates = []
+    for precision, weight in _PRECISIONS.items():
         if len(present) <= 1 << precision:
             frequency = normalise(histogram, precision)
             bits = float(histogram[present] @ (precision - np.log2(frequency[present])))
-            models.append(Model(precision, frequency, _table(frequency, precision), bits))
-    return min(models, key=lambda model: (len(model.table) + model.bits / 8) * _PRECISIONS[model.precision])
+            candidates.append((bits / 8 * weight, precision, frequency, bits))
+    least, best = math.inf, None
+    for symbols, precision, frequency, bits in sorted(candidates, key=lambda candidate: candidate[:2]):
+        if symbols < least:  # else it cannot win, whatever its table
+            table = _table(frequency, precision)
+            size = (len(table) + bits / 8) * _PRECISIONS[precision]
+            if size < least:
+                least, best = size, Model(precision, frequency, table, bits)
+    assert best is not None
+    return best
 
 
 def normalise(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
