@@ -106,6 +106,7 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _decompress(options: argparse.Namespace) -> int:
+    import torch
     from safetensors.torch import save
 
     from deepcomp.container.writer import place
@@ -115,6 +116,9 @@ def _decompress(options: argparse.Namespace) -> int:
         names = set(file.keys())
         state = {name: tensor for name, tensor in file.tensors() if name in names}
         notes = file.metadata.get("source")
+    for name, tensor in state.items():
+        if tensor.dtype == torch.complex128 or name == "__metadata__":
+            raise InputError(f"{name}: {tensor.dtype} under this name is nothing a safetensors file can hold")
     own: set[int] = set()
     for name, tensor in state.items():  # safetensors wants memory of its own for each tensor
         if tensor.data_ptr() in own:
@@ -163,7 +167,7 @@ def _verify(options: argparse.Namespace) -> int:
                 else f"largest error {row['largest']:.3g}, rms {row['rms']:.3g}"
                 + ("" if row["snr"] is None else f", {row['snr']:.1f} dB")
             )
-            print(f"  {row['name']}: {snr}")
+            print(f"  {table.printable(row['name'])}: {snr}")
     print(f"{found['file']}: ok, {len(found['tensors'])} tensors, {found['bytes']:,} bytes, every checksum right")
     return OK
 

@@ -70,7 +70,7 @@ def _row(name: str, entry: Entry, file: File) -> dict[str, Any]:
 
 def _form(entry: Entry, file: File) -> str:
     if entry.source is not None:
-        return f"{'tied to' if entry.tied else 'same as'} {list(file.entries)[entry.source]}"
+        return f"{'tied to' if entry.tied else 'same as'} {file.names[entry.source]}"
     names = [FORMS[part.code].name + str(part.facts.get("bits", "")) for part in entry.parts]
     return "(".join(names) + ")" * (len(names) - 1)
 
@@ -78,7 +78,7 @@ def _form(entry: Entry, file: File) -> str:
 def _density(entry: Entry, file: File) -> float:
     """The share of the tensor's elements that are stored as values."""
     if entry.source is not None:
-        return _density(list(file.entries.values())[entry.source], file)
+        return _density(file.entries[file.names[entry.source]], file)
     for part in entry.parts:
         if "gaps" in part.symbols and entry.count:
             return part.symbols["gaps"][0] / entry.count

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepcomp.pipeline import Report
 
-__all__ = ["inspection", "report"]
+__all__ = ["inspection", "printable", "report"]
 
 _MOST = 60  # tensors shown; of longer lists the largest
 _HEAD = ("tensor", "shape", "form", "density", "bits", "bytes", "where they go")
@@ -33,7 +33,11 @@ def report(done: Report) -> str:
 
 def inspection(found: dict[str, Any]) -> str:
     """What `inspect` found."""
-    about = ", ".join(f"{key} {value}" for key, value in found["metadata"].items() if not isinstance(value, dict))
+    about = ", ".join(
+        f"{printable(key)} {printable(value)}"
+        for key, value in found["metadata"].items()
+        if not isinstance(value, dict)
+    )
     runs = "runs without source code" if found["runnable"] else "weights alone"
     size = f"{found['bytes']:,} bytes, {found['ratio']:.2f}x smaller than dense ({found['dense_bytes']:,})"
     head = [f"{found['file']}: {size}; {runs}", f"  format {found['format']}; {about}"]
@@ -48,7 +52,7 @@ def _tensors(rows: list[dict[str, Any]], frame: int) -> str:
         parts = ", ".join(f"{name} {size:,}" for name, size in row["parts"].items() if size)
         shape = "x".join(map(str, row["shape"])) or "scalar"
         numbers = (f"{row['density']:.1%}", f"{row['bits']:.2f}", f"{row['bytes']:,}")
-        table.append((row["name"], shape, row["form"], *numbers, parts))
+        table.append((printable(row["name"]), shape, printable(row["form"]), *numbers, parts))
     if len(shown) < len(rows):
         rest = sum(row["bytes"] for row in rows) - sum(row["bytes"] for row in shown)
         table.append((f"{len(rows) - len(shown)} more", "", "", "", "", f"{rest:,}", ""))
@@ -60,6 +64,11 @@ def _tensors(rows: list[dict[str, Any]], frame: int) -> str:
         right = [cell.rjust(width) for cell, width in zip(line[3:6], widths[3:], strict=True)]
         lines.append(("  " + "  ".join([*left, *right, line[6]])).rstrip())
     return "\n".join(lines)
+
+
+def printable(text: object) -> str:
+    """A name from a file, cut to 80 characters, with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))[:80]
 
 
 def _short(value: Any) -> str:

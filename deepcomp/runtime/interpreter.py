@@ -8,7 +8,8 @@ operation of the fixed list in `deepcomp.model.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ __all__ = ["Interpreter", "Outputs", "Role"]
 
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
+MAX_MODULES = 1 << 17  # in the tree of names; deep names in a small file could ask for millions
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
 _CHECKED = 64  # shapes of inputs whose results are known to stay below
 
@@ -76,13 +78,14 @@ class Interpreter(nn.Module):
         max_elements: int = MAX_ELEMENTS,
     ) -> None:
         super().__init__()
+        modules = itertools.count()
         homes: dict[str, _Home] = {}
         parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}  # the tensor is kept, or its id may be given away
         for name, tensor, role in tensors:
             if role == "parameter":
                 made = nn.Parameter(tensor, requires_grad=tensor.is_floating_point() or tensor.is_complex())
                 tensor = parameters.setdefault(id(tensor), (tensor, made))[1]
-            homes[name] = _register(self, name, tensor, role)
+            homes[name] = _register(self, name, tensor, role, modules)
         missing = [name for name in names if name not in homes]
         if missing:
             raise FormatError(f"graph: no tensor named {missing[0]!r}")
@@ -184,8 +187,8 @@ class _Program:
         self.checked.add(shapes)
 
 
-def _register(root: nn.Module, name: str, tensor: Tensor, role: Role) -> _Home:
-    """Give a tensor its place in the tree of names."""
+def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: Iterator[int]) -> _Home:
+    """Give a tensor its place in the tree of names; `modules` counts those made on the way."""
     if reason := misfit(name):
         raise FormatError(f"{name[:200]!r} is a tensor's name {reason}")
     *path, leaf = name.split(".")
@@ -194,6 +197,8 @@ def _register(root: nn.Module, name: str, tensor: Tensor, role: Role) -> _Home:
         if part in module._parameters or part in module._buffers:
             raise FormatError(f"{name!r} goes through a tensor of the name {part!r}")
         if part not in module._modules:
+            if next(modules) >= MAX_MODULES:
+                raise FormatError(f"more than {MAX_MODULES} parts in the names of the tensors")
             module.add_module(part, _Part())
         below = module._modules[part]
         assert below is not None

@@ -143,7 +143,7 @@ def _resized(call: _Call) -> Any:
     source, sizes = _tensors(call)[0], call["output_size"]
     if sizes is None:
         sizes = [math.ceil(size * by) for size, by in zip(source.shape[2:], call["scale_factors"], strict=True)]
-    return math.prod(source.shape[: source.ndim - len(sizes)]) * math.prod(sizes)
+    return _volume(source.shape[: source.ndim - len(sizes)]) * math.prod(sizes)
 
 
 def _folded(call: _Call) -> Any:
@@ -239,7 +239,7 @@ def _counted(call: _Call) -> Any:
     length = call["self"].shape[call["dim"]]
     match call:
         case {"chunks": pieces}:
-            pieces = min(pieces, length)
+            pieces = min(pieces, length) if length else pieces
         case {"split_size": size}:
             pieces = length // max(size, 1) + 1
         case {"sections": pieces}:
