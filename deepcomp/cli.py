@@ -63,8 +63,9 @@ def _say(line: str) -> None:
 def _compress(options: argparse.Namespace) -> int:
     from deepcomp.pipeline import compress
 
-    if options.resume:
-        _say("deepcomp: the recipe runs in one go: nothing to resume, it starts anew and gives the same file")
+    kept = Path(f"{options.output}.resume")
+    if options.resume and not kept.is_dir():
+        _say(f"deepcomp: nothing to resume at {kept}; the run starts anew")
     missed = None
     with _progress() as progress:
         try:
@@ -83,8 +84,13 @@ def _compress(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 jobs=options.jobs,
                 force=options.force,
+                resume=options.resume,
                 progress=progress,
             )
+        except KeyboardInterrupt:
+            if kept.is_dir():
+                _say(f"deepcomp: training is kept in {kept}; --resume goes on from there")
+            raise
         except BudgetError as error:
             if error.report is None:
                 raise

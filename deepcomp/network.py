@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from deepcomp.model.capture import Captured
 from deepcomp.model.data import Data
 from deepcomp.weights import Form, Mask
 
-__all__ = ["Network"]
+if TYPE_CHECKING:
+    from deepcomp.training import Checkpoints
+
+__all__ = ["Network", "matches", "per_layer"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -34,10 +40,18 @@ class Network:
     captured : Captured, optional
         The operations.
     module : nn.Module, optional
-        The network itself, where there is one.
+        The network itself, where there is one; never changed in place.
+    teacher : nn.Module, optional
+        The network before any step.
     data : Data, optional
-        For steps that calibrate.
+        For steps that calibrate or train.
     seed : int
+    progress : callable, optional
+        Called as `progress(what, done, total)`.
+    checkpoints : Checkpoints, optional
+        Where training keeps what it has reached.
+    runs : int
+        Training runs begun.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,8 +59,12 @@ class Network:
     tied: dict[str, str] = field(default_factory=dict)
     captured: Captured | None = None
     module: nn.Module | None = None
+    teacher: nn.Module | None = None
     data: Data | None = None
     seed: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+    checkpoints: Checkpoints | None = None
+    runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
 
     def weights(self, layers: str = "*", skip: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -80,11 +98,16 @@ class Network:
 
     def names(self, layers: str = "*", skip: str = "") -> list[str]:
         """The names that match `layers` and not `skip`."""
-        return [name for name in self.tensors if _matches(name, layers) and not _matches(name, skip)]
+        return [name for name in self.tensors if matches(name, layers) and not matches(name, skip)]
 
     def form(self, name: str) -> Form | None:
         """What the steps so far have made of a weight."""
         return self.forms.get(name)
+
+    def update(self, name: str, tensor: Tensor) -> None:
+        """Replace the original value of a tensor, and of those tied to it."""
+        names = {name, *(other for other, first in self.tied.items() if first == name)}
+        self.tensors = {**self.tensors, **dict.fromkeys(names, tensor)}
 
     def store(self, name: str, form: Form) -> None:
         """Give a weight a form."""
@@ -105,7 +128,17 @@ class Network:
             self.forms[name] = make(self.tensors[name] if form is None else form.dense(), None)
 
 
-def _matches(name: str, patterns: str) -> bool:
+def per_layer(setting: T | dict[str, T], name: str) -> T | None:
+    """A tensor's value of a setting that may be a table of layer patterns.
+
+    The first pattern that matches counts; None where none does.
+    """
+    if not isinstance(setting, dict):
+        return setting
+    return next((value for patterns, value in setting.items() if matches(name, patterns)), None)
+
+
+def matches(name: str, patterns: str) -> bool:
     """Whether a tensor's name, or the name of its layer, is among the patterns."""
     layer = name.rpartition(".")[0]
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]

@@ -20,7 +20,7 @@ from deepcomp.budget import Budget, search
 from deepcomp.container import Writer
 from deepcomp.container.writer import check_target
 from deepcomp.entry import BUFFER, CONSTANT
-from deepcomp.errors import CaptureError, InputError, UsageError
+from deepcomp.errors import BudgetError, CaptureError, InputError, UsageError
 from deepcomp.model import sources, zoo
 from deepcomp.model.capture import Captured, capture
 from deepcomp.model.data import Data, Inputs
@@ -31,6 +31,7 @@ from deepcomp.network import Network
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
 from deepcomp.serializer import write
+from deepcomp.training import Checkpoints
 from deepcomp.version import __version__
 
 __all__ = ["Report", "compress", "read_module"]
@@ -100,6 +101,7 @@ def compress(
     seed: int = 0,
     jobs: int = 1,
     force: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compress a network into one `.dcz` file.
@@ -137,6 +139,9 @@ def compress(
         Threads; the file does not depend on it.
     force : bool
         Whether an existing `out` is replaced.
+    resume : bool
+        Whether training goes on from what an interrupted run has left in the folder `out.resume`;
+        the file is the same as without the interruption.
     progress : callable, optional
         Called as `progress(what, done, total)`.
 
@@ -157,18 +162,26 @@ def compress(
         raise UsageError(f"jobs = {jobs}: 1 or more expected")
     judge = load_data(data, data_dir) if data is not None else None
     budget = Budget(max_size, max_drop, pareto)
+    checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume)
     if max_drop is not None and (judge is None or judge.test is None or judge.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
 
     def run(settings: dict[str, Any], target: Path, replace: bool = False) -> Report:
-        plan = Recipe.load(recipe, settings)
-        return _run(network, target, plan, model, example_inputs, judge, seed, jobs, replace, progress)
+        plan = Recipe.load(recipe, settings, judge is not None)
+        return _run(network, target, plan, model, example_inputs, judge, seed, jobs, replace, checkpoints, progress)
 
-    if not budget:
-        return run(settings or {}, Path(out), force)
-    plan = Recipe.load(recipe, settings)
-    check_target(Path(out), force)
-    return search(budget, plan, settings or {}, run, Path(out), force)
+    try:
+        if not budget:
+            report = run(settings or {}, Path(out), force)
+        else:
+            plan = Recipe.load(recipe, settings, judge is not None)
+            check_target(Path(out), force)
+            report = search(budget, plan, settings or {}, run, Path(out), force)
+    except BudgetError:
+        checkpoints.clear()
+        raise
+    checkpoints.clear()
+    return report
 
 
 def _run(
@@ -181,6 +194,7 @@ def _run(
     seed: int,
     jobs: int,
     force: bool,
+    checkpoints: Checkpoints,
     progress: Progress | None,
 ) -> Report:
     """One pass: read, run the steps, write, measure."""
@@ -192,10 +206,10 @@ def _run(
             raise UsageError(
                 "data is given, but nothing to run on it: --model says which network the weights belong to"
             )
-        net.data, net.seed = judge, seed
+        net.data, net.seed, net.teacher = judge, seed, net.module
+        net.checkpoints, net.progress = checkpoints, progress
         inputs = example_inputs if example_inputs is not None else _example(model, judge)
         _capture(net, inputs, warnings)
-        before = copy.deepcopy(net.module) if judge is not None else None
         rows = []
         for number, step in enumerate(plan.steps):
             if progress:
@@ -210,7 +224,7 @@ def _run(
             if progress:
                 progress("encode", done, len(net.tensors))
     with _one_thread():
-        metric = _judge(before, out, judge, net.captured is not None, warnings)
+        metric = _judge(net.teacher, out, judge, net.captured is not None, warnings)
     described = inspect(out, max_bytes=_ANY)
     return Report(
         input=os.fspath(network) if isinstance(network, (str, os.PathLike)) else type(network).__name__,

@@ -10,12 +10,14 @@ import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deepcomp.errors import UsageError
 from deepcomp.steps import STEPS, Step
 
 __all__ = ["Recipe", "names"]
+
+T = TypeVar("T")
 
 
 def names() -> list[str]:
@@ -52,7 +54,7 @@ class Recipe:
         return next(getattr(step, key) for step in self.steps if step.do == name)
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], settings: dict[str, Any] | None = None) -> Recipe:
+    def load(cls, source: str | os.PathLike[str], settings: dict[str, Any] | None = None, data: bool = False) -> Recipe:
         """Read a built-in recipe or a TOML file.
 
         Parameters
@@ -60,7 +62,11 @@ class Recipe:
         source : str or path-like
             A built-in name, or a path ending in `.toml`.
         settings : dict, optional
-            `{"step.key": value}`: values that replace the recipe's, in every step of that name.
+            `{"step.key": value}`: values that replace the recipe's, in every step of that name; a key
+            of a table in a step is `step.table.key`.
+        data : bool
+            Whether there is data: decides which of the steps marked `when = "data"` and
+            `when = "no-data"` are taken.
 
         Raises
         ------
@@ -78,10 +84,10 @@ class Recipe:
             raw, name = resources.files("deepcomp.recipes").joinpath(f"{text}.toml").read_text(encoding="utf-8"), text
         else:
             raise UsageError(f"recipe {text!r} is not known: one of {', '.join(names())}, or a .toml file expected")
-        return cls.parse(raw, name, settings)
+        return cls.parse(raw, name, settings, data)
 
     @classmethod
-    def parse(cls, text: str, name: str, settings: dict[str, Any] | None = None) -> Recipe:
+    def parse(cls, text: str, name: str, settings: dict[str, Any] | None = None, data: bool = False) -> Recipe:
         """Read a recipe from TOML text; see `load`."""
         try:
             table = tomllib.loads(text)
@@ -93,8 +99,13 @@ class Recipe:
         rows = table.get("step", [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UsageError(f"recipe {name}: steps are written as [[step]] tables")
-        steps = [_step(row, f"recipe {name}") for row in _with_settings(rows, settings or {}, name)]
-        return cls(name, steps, _dial(table.get("dial"), rows, name))
+        rows = _with_settings(rows, settings or {}, name)
+        steps = [_step(row, f"recipe {name}") for row in rows]
+        taken = [step for step, row in zip(steps, rows, strict=True) if row.get("when") in (None, _WHEN[data])]
+        return cls(name, taken, _dial(table.get("dial"), rows, name))
+
+
+_WHEN = {True: "data", False: "no-data"}
 
 
 def _dial(table: Any, rows: list[dict[str, Any]], name: str) -> tuple[str, list[Any]] | None:
@@ -116,25 +127,34 @@ def _with_settings(rows: list[dict[str, Any]], settings: dict[str, Any], name: s
         if not hits or not key or key == "do":
             steps = ", ".join(dict.fromkeys(str(row.get("do")) for row in rows)) or "none"
             raise UsageError(f"setting {path!r}: STEP.KEY expected, recipe {name} has the steps: {steps}")
+        outer, _, inner = key.partition(".")
         for row in hits:
-            row[key] = value
+            row[outer] = {**row.get(outer, {}), inner: value} if inner else value
     return rows
 
 
 def _step(row: dict[str, Any], where: str) -> Step:
     row = dict(row)
     do = row.pop("do", None)
+    when = row.pop("when", None)
     if do not in STEPS:
         raise UsageError(f"{where}: do = {do!r} is not known, one of {', '.join(STEPS)} expected")
-    kind = STEPS[do]
+    if when not in (None, *_WHEN.values()):
+        raise UsageError(f"{where}: {do}.when = {when!r}: {' or '.join(_WHEN.values())} expected")
+    return _build(STEPS[do], row, f"{where}: {do}")
+
+
+def _build(kind: type[T], table: dict[str, Any], where: str) -> T:
+    """A dataclass from a table of its fields."""
     wanted = typing.get_type_hints(kind)
-    fields = [entry.name for entry in dataclasses.fields(kind)]
-    for key, value in row.items():
+    fields = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
         if key not in fields:
-            raise UsageError(f"{where}: {do}.{key} is not known, one of {', '.join(fields)} expected")
-        row[key] = _typed(value, wanted[key], f"{where}: {do}.{key}")
+            raise UsageError(f"{where}.{key} is not known, one of {', '.join(fields)} expected")
+        values[key] = _typed(value, wanted[key], f"{where}.{key}")
     try:
-        return kind(**row)
+        return kind(**values)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
 
@@ -142,9 +162,23 @@ def _step(row: dict[str, Any], where: str) -> Step:
 def _typed(value: Any, wanted: Any, where: str) -> Any:
     """The value, where it is of the type of a field; a whole number will do for a float."""
     choices = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if isinstance(value, dict):
+        for choice in choices:
+            if dataclasses.is_dataclass(choice):
+                return _build(typing.cast(type, choice), value, where)
+            if typing.get_origin(choice) is dict:
+                inner = typing.get_args(choice)[1]
+                return {key: _typed(entry, inner, f"{where}.{key}") for key, entry in value.items()}
     if float in choices and type(value) is int:
         return float(value)
     if type(value) not in choices:
-        names = " or ".join(choice.__name__ for choice in choices if choice is not types.NoneType)
-        raise UsageError(f"{where} = {value!r}: {names} expected")
+        raise UsageError(f"{where} = {value!r}: {' or '.join(filter(None, map(_called, choices)))} expected")
     return value
+
+
+def _called(choice: Any) -> str:
+    """A type as someone who writes TOML knows it."""
+    if choice is types.NoneType:
+        return ""
+    table = typing.get_origin(choice) is dict or dataclasses.is_dataclass(choice)
+    return "table" if table else str(choice.__name__)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from deepcomp.errors import InputError, UsageError
 
@@ -69,6 +69,8 @@ class Data:
         Read to measure the metric and for nothing else. None: calibration only.
     metric : "accuracy", "perplexity", Metric or None
         None: quality is judged by how much the outputs change.
+    validation : map-style data set, optional
+        Items by which training chooses its epoch. None: some of the training items are held out.
 
     Raises
     ------
@@ -81,11 +83,14 @@ class Data:
     train: MapStyle
     test: MapStyle | None = None
     metric: str | Metric | None = None
+    validation: MapStyle | None = None
 
     def __post_init__(self) -> None:
         _check_dataset("train", self.train)
         if self.test is not None:
             _check_dataset("test", self.test)
+        if self.validation is not None:
+            _check_dataset("validation", self.validation)
         if self.metric is None:
             return
         if isinstance(self.metric, str):
@@ -154,6 +159,8 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _gather(dataset: MapStyle, index: slice | Tensor) -> tuple[Inputs, Tensor]:
+    if isinstance(dataset, Subset):  # a batch of the whole set, where that can give one at once
+        return _gather(cast(MapStyle, dataset.dataset), torch.as_tensor(dataset.indices)[index])
     if isinstance(dataset, Pairs) or (isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2):
         return cast(tuple[Inputs, Tensor], dataset[index])
     positions = range(len(dataset))[index] if isinstance(index, slice) else index.tolist()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcomp.errors import UsageError
 
-__all__ = ["NAMES", "build", "call_spec", "example", "resolve"]
+__all__ = ["NAMES", "build", "call_spec", "example", "find", "resolve"]
 
 
 class DigitsCNN(nn.Module):
@@ -175,8 +175,8 @@ def example(name: str) -> tuple[Tensor, ...]:
     return (torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)),)
 
 
-def call_spec(spec: str) -> object:
-    """What the callable named by `package.module:callable` returns, called without arguments.
+def find(spec: str) -> Callable[..., object]:
+    """The callable named by `package.module:callable`.
 
     The current directory is searched too, as `python -m` would. The callable may be dotted
     (`module:Class.method`).
@@ -184,7 +184,7 @@ def call_spec(spec: str) -> object:
     Raises
     ------
     UsageError
-        The module cannot be imported, lacks the callable, or the call itself fails.
+        The module cannot be imported or lacks the callable.
     """
     module_name, _, attribute = spec.partition(":")
     if not (module_name and attribute):
@@ -205,10 +205,23 @@ def call_spec(spec: str) -> object:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{spec}: {attribute} is a {type(found).__name__}, a callable was expected")
+    return found
+
+
+def call_spec(spec: str) -> object:
+    """What the callable named by `package.module:callable` returns, called without arguments.
+
+    Raises
+    ------
+    UsageError
+        As `find`, or the call itself fails.
+    """
     try:
-        return found()
+        return find(spec)()
+    except UsageError:
+        raise
     except Exception as error:  # whatever the user's callable does
-        raise UsageError(f"{spec}: calling {attribute}() failed: {_one_line(error)}") from error
+        raise UsageError(f"{spec}: calling {spec.partition(':')[2]}() failed: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-__all__ = ["curve"]
+from deepcomp.container.writer import place
+
+__all__ = ["curve", "save_sensitivity"]
 
 
 def curve(title: str, points: list[dict[str, Any]]) -> bytes:
@@ -28,6 +32,42 @@ def curve(title: str, points: list[dict[str, Any]]) -> bytes:
     axes.set_ylabel(points[0].get("metric", "ratio") if points else "")
     axes.set_title(f"{title}: {points[0]['setting']}" if points and points[0]["setting"] else title)
     axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def save_sensitivity(
+    path: str | os.PathLike[str],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    chosen: Mapping[str, float],
+    quality: str = "quality",
+) -> None:
+    """Quality against the density of one layer pruned alone, a line a layer, a ring at what was chosen.
+
+    Parameters
+    ----------
+    path : path-like
+        An SVG file, replaced where it exists.
+    curves : mapping of str to sequence of (density, quality)
+    chosen : mapping of str to float
+        Densities, each one of its curve's.
+    quality : str
+        What is measured, for the axis.
+    """
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        found = dict(points)
+        (line,) = axes.plot(list(found), list(found.values()), ".-", lw=1, label=f"{name}: {chosen[name]:g}")
+        axes.plot(chosen[name], found[chosen[name]], "o", ms=8, mfc="none", color=line.get_color())
+    axes.set_xscale("log")
+    axes.set_xlabel("density of the layer, the others whole")
+    axes.set_ylabel(quality)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=1 + len(curves) // 24)
+    place(path, _svg(figure), force=True)
+
+
+def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Magnitude pruning (Han et al. 2015, §3)."""
+"""Magnitude pruning, at once or in rounds with training between them (Han et al. 2015, §3)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from deepcomp.errors import UsageError
-from deepcomp.network import Network
+from deepcomp.network import Network, per_layer
 from deepcomp.steps.step import Step
+from deepcomp.training import Plan, train
+from deepcomp.training.sensitivity import allowed, better_is_more, scan
 from deepcomp.weights import Mask
 
 __all__ = ["Prune"]
+
+_SCHEDULES = ("linear", "cubic")
 
 
 @dataclass
@@ -22,41 +26,102 @@ class Prune(Step):
 
     Attributes
     ----------
-    density : float
-        Share of weights kept, 0 to 1.
+    density : float or table
+        Share of weights kept, 0 to 1; a table gives it by layer pattern, and layers it does not
+        name are not pruned.
     per : {"layer", "network"}
         Whether each layer keeps that share, or all layers together, by one threshold.
-    sigma : float, optional
+    sigma : float or table, optional
         Instead of a density: weights below `sigma` × the layer's standard deviation are pruned.
+    tolerance : float, optional
+        Instead of a density: each layer keeps the least share with which, it alone being pruned,
+        the metric on held-out training items is at most so much worse (a sensitivity scan).
+    plot : str
+        Where the scan is drawn, as SVG.
+    rounds : int
+        Prune in so many rounds, each with training behind it.
+    schedule : {"cubic", "linear"}
+        How the density falls over the rounds (cubic: Zhu and Gupta 2017, eq. 1).
+    retrain : table, optional
+        Settings of the training behind each round, as those of `finetune`.
     """
 
     do: ClassVar[str] = "prune"
 
-    density: float = 0.5
+    density: float | dict[str, float] = 0.5
     per: str = "layer"
-    sigma: float | None = None
+    sigma: float | dict[str, float] | None = None
+    tolerance: float | None = None
+    plot: str = ""
+    rounds: int = 1
+    schedule: str = "cubic"
+    retrain: Plan | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.density <= 1:
-            raise UsageError(f"prune.density = {self.density}: 0 to 1 expected")
+        for density in self.density.values() if isinstance(self.density, dict) else (self.density,):
+            if not 0 <= density <= 1:
+                raise UsageError(f"prune.density = {density}: 0 to 1 expected")
+        for sigma in self.sigma.values() if isinstance(self.sigma, dict) else (self.sigma or 0.0,):
+            if not 0 <= sigma < float("inf"):
+                raise UsageError(f"prune.sigma = {sigma}: 0 or more expected")
         if self.per not in ("layer", "network"):
             raise UsageError(f"prune.per = {self.per!r}: layer or network expected")
-        if self.sigma is not None and not 0 <= self.sigma < float("inf"):
-            raise UsageError(f"prune.sigma = {self.sigma}: 0 or more expected")
+        if self.per == "network" and isinstance(self.density, dict):
+            raise UsageError("prune.density: a table found, one number expected where per = network")
+        if self.schedule not in _SCHEDULES:
+            raise UsageError(f"prune.schedule = {self.schedule!r}: one of {', '.join(_SCHEDULES)} expected")
+        if self.rounds < 1 or (self.rounds > 1 and self.retrain is None):
+            raise UsageError(f"prune.rounds = {self.rounds}: 1 expected, or more with a [step.retrain] table")
 
     def run(self, net: Network) -> dict[str, Any]:
+        said: dict[str, Any] = {}
+        density = self.density
+        if self.tolerance is not None:
+            density, said["sensitivity"] = self._scanned(net)
+        for number in range(1, self.rounds + 1):
+            total, kept = self._prune(net, density, self._left(number))
+            if self.retrain is not None:
+                said["retrained"] = train(net, self.retrain, f"{self.do} {number}/{self.rounds}")["validation"]
+        return {"weights": total, "density": kept / total if total else 1.0, **said}
+
+    def _prune(self, net: Network, density: float | dict[str, float], left: float) -> tuple[int, int]:
+        """One round; `left` says how much of the way to the final density is still to go."""
+
+        def now(final: float) -> float:
+            return final + (1 - final) * left
+
         weights = {name: _current(net, name, weight) for name, weight in net.weights(self.layers, self.skip)}
-        if self.sigma is not None:
-            keep = {name: weight.abs() >= self.sigma * weight.float().std() for name, weight in weights.items()}
-        elif self.per == "network":
-            keep = _largest_together(weights, self.density)
-        else:
-            keep = {name: largest(weight, self.density) for name, weight in weights.items()}
-        for name, weight in weights.items():
-            net.store(name, Mask.nonzero(weight, keep[name] & (weight != 0)))
-        kept = sum(int(k.sum()) for k in keep.values())
-        total = sum(weight.numel() for weight in weights.values())
-        return {"weights": len(weights), "density": kept / total if total else 1.0}
+        keep: dict[str, Tensor] = {}
+        if self.sigma is None and self.per == "network":
+            assert not isinstance(density, dict)
+            keep = _largest_together(weights, now(density))
+        for name, weight in weights.items() if not keep else ():
+            sigma = None if self.sigma is None else per_layer(self.sigma, name)
+            final = per_layer(density, name)
+            if sigma is not None:
+                keep[name] = weight.abs() >= sigma * weight.float().std()
+            elif self.sigma is None and final is not None:
+                keep[name] = largest(weight, now(final))
+        for name, kept in keep.items():
+            net.store(name, Mask.nonzero(weights[name], kept & (weights[name] != 0)))
+        return sum(kept.numel() for kept in keep.values()), sum(int(kept.sum()) for kept in keep.values())
+
+    def _left(self, number: int) -> float:
+        """Share of the way still to go after a round."""
+        left = 1 - number / self.rounds
+        return left**3 if self.schedule == "cubic" else left
+
+    def _scanned(self, net: Network) -> tuple[dict[str, float], dict[str, Any]]:
+        """Densities from a sensitivity scan, and the scan."""
+        assert self.tolerance is not None
+        weights = {name: _current(net, name, weight) for name, weight in net.weights(self.layers, self.skip)}
+        found = scan(net, weights, lambda weight, density: Mask.nonzero(weight, largest(weight, density)))
+        chosen = {name: allowed(curve, self.tolerance, better_is_more(net)) for name, curve in found.items()}
+        if self.plot:
+            from deepcomp.report.plot import save_sensitivity
+
+            save_sensitivity(self.plot, found, chosen)
+        return chosen, {name: {"density": chosen[name], "curve": curve} for name, curve in found.items()}
 
 
 def _current(net: Network, name: str, weight: Tensor) -> Tensor:

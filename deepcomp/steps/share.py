@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepcomp.errors import UsageError
-from deepcomp.network import Network
+from deepcomp.network import Network, per_layer
 from deepcomp.steps.step import Step
 from deepcomp.weights import Codebook
 
@@ -23,8 +23,9 @@ class Share(Step):
 
     Attributes
     ----------
-    values : int
-        Shared values a layer, 2 to 65,536; fewer where a layer has fewer distinct weights.
+    values : int or table
+        Shared values a layer, 2 to 65,536; fewer where a layer has fewer distinct weights. A table
+        gives the number by layer pattern, and layers it does not name are left as they are.
     start : {"optimal", "linear", "density", "forgy"}
         `optimal` finds the best values outright, by dynamic programming on a histogram; the others
         are the starts of Lloyd's iteration in the paper.
@@ -32,21 +33,25 @@ class Share(Step):
 
     do: ClassVar[str] = "share"
 
-    values: int = 32
+    values: int | dict[str, int] = 32
     start: str = "optimal"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.values <= 1 << 16:
-            raise UsageError(f"share.values = {self.values}: 2 to 65536 expected")
+        for values in self.values.values() if isinstance(self.values, dict) else (self.values,):
+            if not 2 <= values <= 1 << 16:
+                raise UsageError(f"share.values = {values}: 2 to 65536 expected")
         if self.start not in STARTS:
             raise UsageError(f"share.start = {self.start!r}: one of {', '.join(STARTS)} expected")
 
     def run(self, net: Network) -> dict[str, Any]:
         shared = 0
         for name, _ in net.weights(self.layers, self.skip):
+            count = per_layer(self.values, name)
+            if count is None:
+                continue
 
             def cluster(values: Tensor, at: Tensor | None) -> Codebook:
-                return Codebook.cluster(values, self.values, self.start, net.seed)
+                return Codebook.cluster(values, count, self.start, net.seed)  # noqa: B023 (called at once)
 
             net.refine(name, cluster)
             shared += 1

@@ -1,0 +1,100 @@
+"""How a network is trained: the settings of one training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from deepcomp.errors import UsageError
+from deepcomp.training.augment import AUGMENTATIONS
+from deepcomp.training.losses import LOSSES
+
+__all__ = ["Plan"]
+
+_OPTIMISERS = ("sgd", "adam", "adamw")
+_SCHEDULES = ("constant", "linear", "cosine")
+_CHOICES = ("best", "last")
+
+
+@dataclass
+class Plan:
+    """Settings of a training run.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training items; 0 leaves the network as it is.
+    batch : int
+        Items a step.
+    optimiser : {"sgd", "adam", "adamw"}
+        SGD with Nesterov momentum, or Adam.
+    rate : float
+        Learning rate at the start.
+    schedule : {"cosine", "linear", "constant"}
+        How the rate falls, to zero at the end of the last epoch for the first two.
+    momentum, decay : float
+        Momentum of SGD, and weight decay.
+    validation : int
+        Training items held out to choose the epoch, the last ones, but at most a tenth of all; not
+        used where `Data` has a validation set of its own.
+    choose : {"best", "last"}
+        Which epoch is kept: the best on the held-out items (of equals the later), or the last.
+    loss : str
+        `auto` (cross-entropy for the metrics accuracy and perplexity), `cross-entropy`, `mse`, or
+        `package.module:callable` of a function `(outputs, targets) -> scalar`.
+    distill : float
+        Share of the loss that asks for the outputs of the uncompressed network instead of the
+        targets, 0 to 1 (Hinton et al. 2015).
+    temperature : float
+        Of the softened outputs in that share.
+    dropout : dict of str to float
+        Layer patterns, and the share of their inputs that is dropped while training. As all
+        dropout, it is lowered with the layer's density (Han et al. 2015, eq. 1–2).
+    augment : str
+        `none`, `flip-crop` (images: shifts up to an eighth and mirror images), or
+        `package.module:callable` of a function `(inputs) -> inputs` of a batch.
+    device : str
+        `cpu`, `cuda`, or any other device torch knows.
+    """
+
+    epochs: int = 10
+    batch: int = 128
+    optimiser: str = "sgd"
+    rate: float = 0.01
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    decay: float = 0.0
+    validation: int = 5000
+    choose: str = "best"
+    loss: str = "auto"
+    distill: float = 0.0
+    temperature: float = 4.0
+    dropout: dict[str, float] = field(default_factory=dict)
+    augment: str = "none"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for key, choices in (("optimiser", _OPTIMISERS), ("schedule", _SCHEDULES), ("choose", _CHOICES)):
+            if getattr(self, key) not in choices:
+                raise UsageError(f"{key} = {getattr(self, key)!r}: one of {', '.join(choices)} expected")
+        for key, known in (("loss", LOSSES), ("augment", AUGMENTATIONS)):
+            if getattr(self, key) not in known and ":" not in getattr(self, key):
+                raise UsageError(
+                    f"{key} = {getattr(self, key)!r}: one of {', '.join(known)}, or package.module:callable expected"
+                )
+        for key, least, most in (
+            ("epochs", 0, math.inf),
+            ("batch", 1, math.inf),
+            ("validation", 0, math.inf),
+            ("rate", 0, math.inf),
+            ("momentum", 0, 1),
+            ("decay", 0, math.inf),
+            ("distill", 0, 1),
+        ):
+            if not least <= getattr(self, key) <= most:
+                raise UsageError(f"{key} = {getattr(self, key)}: {least} to {most} expected")
+        if not self.temperature > 0:
+            raise UsageError(f"temperature = {self.temperature}: more than 0 expected")
+        for layer, share in self.dropout.items():
+            if not 0 <= share < 1:
+                raise UsageError(f"dropout of {layer} = {share}: 0 to below 1 expected")
