@@ -162,7 +162,7 @@ def compress(
         raise UsageError(f"jobs = {jobs}: 1 or more expected")
     judge = load_data(data, data_dir) if data is not None else None
     budget = Budget(max_size, max_drop, pareto)
-    checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume)
+    checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
     if max_drop is not None and (judge is None or judge.test is None or judge.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
 

@@ -63,3 +63,35 @@ def test_every_step_names_its_idea():
     for do, step in STEPS.items():
         assert step.do == do
         assert step.__doc__
+
+
+PRUNE = "[[step]]\ndo = 'prune'\n"
+
+
+def test_steps_marked_for_data_are_taken_with_data_only():
+    text = PRUNE + "when = 'data'\ndensity = 0.1\n" + PRUNE + "when = 'no-data'\n[[step]]\ndo = 'share'"
+    assert [step.do for step in Recipe.parse(text, "x").steps] == ["prune", "share"]
+    assert Recipe.parse(text, "x").value("prune.density") == 0.5
+    assert Recipe.parse(text, "x", data=True).value("prune.density") == 0.1
+    with pytest.raises(UsageError, match=r"prune\.when = 'never': data or no-data"):
+        Recipe.parse(PRUNE + "when = 'never'", "x")
+
+
+def test_a_setting_may_be_a_table_of_layers():
+    step = Recipe.parse(PRUNE + "density = { conv1 = 1, 'fc*' = 0.1 }", "x").steps[0]
+    assert step.density == {"conv1": 1.0, "fc*": 0.1}
+    with pytest.raises(UsageError, match=r"density\.conv1 = 'all': float expected"):
+        Recipe.parse(PRUNE + "density = { conv1 = 'all' }", "x")
+    with pytest.raises(UsageError, match="float or table expected"):
+        Recipe.parse(PRUNE + "density = 'all'", "x")
+
+
+def test_the_training_between_rounds_is_a_table_and_its_settings_can_be_replaced():
+    text = PRUNE + "rounds = 3\nretrain = { epochs = 2, dropout = { fc1 = 0.1 } }"
+    step = Recipe.parse(text, "x", {"prune.retrain.rate": 1}).steps[0]
+    assert (step.retrain.epochs, step.retrain.rate, step.retrain.dropout) == (2, 1.0, {"fc1": 0.1})
+    assert Recipe.parse(text, "x").steps[0].retrain.rate == 0.01
+    with pytest.raises(UsageError, match=r"retrain\.epoch is not known"):
+        Recipe.parse(text, "x", {"prune.retrain.epoch": 1})
+    with pytest.raises(UsageError, match=r"prune\.rounds = 3: 1 expected"):
+        Recipe.parse(PRUNE + "rounds = 3", "x")

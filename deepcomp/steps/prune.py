@@ -13,7 +13,7 @@ from deepcomp.network import Network, per_layer
 from deepcomp.steps.step import Step
 from deepcomp.training import Plan, train
 from deepcomp.training.sensitivity import allowed, better_is_more, scan
-from deepcomp.weights import Mask
+from deepcomp.weights import Mask, Raw
 
 __all__ = ["Prune"]
 
@@ -73,6 +73,11 @@ class Prune(Step):
         if self.rounds < 1 or (self.rounds > 1 and self.retrain is None):
             raise UsageError(f"prune.rounds = {self.rounds}: 1 expected, or more with a [step.retrain] table")
 
+    @staticmethod
+    def form(weight: Tensor, density: float) -> Mask:
+        """The weight with that share of its elements left."""
+        return Mask.nonzero(weight, largest(weight, density) & (weight != 0))
+
     def run(self, net: Network) -> dict[str, Any]:
         said: dict[str, Any] = {}
         density = self.density
@@ -99,7 +104,7 @@ class Prune(Step):
             sigma = None if self.sigma is None else per_layer(self.sigma, name)
             final = per_layer(density, name)
             if sigma is not None:
-                keep[name] = weight.abs() >= sigma * weight.float().std()
+                keep[name] = weight.abs() >= sigma * weight.float().std(correction=0)
             elif self.sigma is None and final is not None:
                 keep[name] = largest(weight, now(final))
         for name, kept in keep.items():
@@ -115,7 +120,7 @@ class Prune(Step):
         """Densities from a sensitivity scan, and the scan."""
         assert self.tolerance is not None
         weights = {name: _current(net, name, weight) for name, weight in net.weights(self.layers, self.skip)}
-        found = scan(net, weights, lambda weight, density: Mask.nonzero(weight, largest(weight, density)))
+        found = scan(net, weights, self.form)
         chosen = {name: allowed(curve, self.tolerance, better_is_more(net)) for name, curve in found.items()}
         if self.plot:
             from deepcomp.report.plot import save_sensitivity
@@ -127,6 +132,9 @@ class Prune(Step):
 def _current(net: Network, name: str, weight: Tensor) -> Tensor:
     """The weight as the steps before left it, so that masks only ever shrink."""
     form = net.form(name)
+    values = form.inner if isinstance(form, Mask) else form
+    if values is not None and not isinstance(values, Raw):
+        raise UsageError(f"prune: {name} is a {values.name} already, prune before weights are shared or quantised")
     return weight if form is None else form.dense()
 
 

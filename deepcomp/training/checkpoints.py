@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import pickle
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,14 @@ class Checkpoints:
     folder : Path
         Made when the first checkpoint is written.
     resume : bool
-        Whether what lies there is used; if not, the first training run removes it.
-    every : float
-        Seconds between two writings of a run in progress, at least.
+        Whether what lies there is used.
+    force : bool
+        Whether, if it is not used, the first training run may remove it.
     """
 
-    def __init__(self, folder: Path, resume: bool = False, every: float = EVERY) -> None:
+    def __init__(self, folder: Path, resume: bool = False, force: bool = False) -> None:
         self.folder = folder
-        self.every = every
-        self._stale = not resume
+        self._stale, self._force = not resume, force
 
     def slot(self, identity: str) -> Slot:
         """The place of a training run.
@@ -51,27 +51,39 @@ class Checkpoints:
         identity : str
             All that decides what the run ends in: its settings, its seed, the state it starts from.
             A checkpoint is found again only under the same identity.
+
+        Raises
+        ------
+        InputError
+            If an interrupted run has left checkpoints that are neither to be used nor removed.
         """
         if self._stale:
+            if self._kept() and not self._force:
+                raise InputError(
+                    f"{self.folder}: holds an interrupted run; --resume goes on with it, --force removes it"
+                )
             self.clear()
         digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
-        return Slot(self.folder / f"{digest}.pt", self.every)
+        return Slot(self.folder / f"{digest}.pt")
 
     def clear(self) -> None:
         """Remove all checkpoints, and the folder if nothing else lies there."""
         self._stale = False
-        for path in self.folder.glob("*.pt"):
+        for path in self._kept():
             path.unlink()
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+    def _kept(self) -> list[Path]:
+        """The checkpoints there are; files of other names are not ours."""
+        return [path for path in self.folder.glob("*.pt") if re.fullmatch(r"[0-9a-f]{24}\.pt", path.name)]
 
 
 class Slot:
     """Where one training run is kept."""
 
-    def __init__(self, path: Path, every: float) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._every = every
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -87,13 +99,17 @@ class Slot:
         try:
             content: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-            raise InputError(f"{self.path}: not a checkpoint; remove it, or start anew without --resume") from None
+            raise self.damaged() from None
         return content
+
+    def damaged(self) -> InputError:
+        """What is wrong with a file that is no checkpoint, as an error to raise."""
+        return InputError(f"{self.path}: not a checkpoint; --force without --resume starts anew")
 
     def save(self, content: dict[str, Any], finished: bool) -> None:
         """Write tensors, numbers and texts; a run in progress not more often than it is worth."""
         now = time.monotonic()
-        if not finished and now - self._last < self._every:
+        if not finished and now - self._last < EVERY:
             return
         with contextlib.suppress(FileExistsError):
             self.path.parent.mkdir()

@@ -56,9 +56,8 @@ def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", s
     if net.data is None:
         raise UsageError(f"{what}: needs data to train on (--data)")
     run = _Run(net, plan, what, layers, skip)
-    with adjusted_dropout(
-        run.trainee.module, run.trainee.densities(), plan.dropout, example_inputs(net.data, min(2, len(run.items)))
-    ):
+    example = example_inputs(net.data)
+    with torch.enable_grad(), adjusted_dropout(run.trainee.module, run.trainee.densities(), plan.dropout, example):
         run.go()
     run.trainee.settle(net)
     return {"epochs": plan.epochs, "chosen": run.chosen, "loss": run.losses, "validation": run.scores}
@@ -200,11 +199,15 @@ class _Run:
         found = self.slot.load() if self.slot is not None else None
         if found is None:
             return
-        self.epoch, self.chosen, self.best = found["epoch"], found["chosen"], found["best"]
-        self.losses, self.scores, self.state = found["losses"], found["scores"], found["state"]
-        if not found["finished"]:
-            self.trainee.load_state_dict(found["now"])
-            self.optimiser.load_state_dict(found["optimiser"])
+        assert self.slot is not None
+        try:
+            self.epoch, self.chosen, self.best = found["epoch"], found["chosen"], found["best"]
+            self.losses, self.scores, self.state = found["losses"], found["scores"], found["state"]
+            if not found["finished"]:
+                self.trainee.load_state_dict(found["now"])
+                self.optimiser.load_state_dict(found["optimiser"])
+        except (KeyError, RuntimeError, ValueError):
+            raise self.slot.damaged() from None
 
 
 def _on(device: torch.device, targets: Any) -> Any:

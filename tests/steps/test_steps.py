@@ -1,5 +1,7 @@
 """Steps: what each promises of the weights it leaves."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from deepcomp.steps.prune import Prune, largest
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.share import Share
 from deepcomp.steps.store import Store
+from deepcomp.training import Plan
 from deepcomp.weights import Codebook, Grid, Mask, Raw
 
 
@@ -41,18 +44,54 @@ def test_density_of_the_network_is_exact_by_one_threshold(net):
     assert net.form("b.weight").positions.numel() > 0.6 * 360  # the layer with larger weights keeps more
 
 
+def test_a_table_prunes_the_layers_it_names_the_first_pattern_that_matches(net):
+    Prune(density={"a": 0.25, "*": 0.5}, layers="a*").run(net)
+    assert set(net.forms) == {"a.weight"}
+    assert net.form("a.weight").positions.numel() == 150
+    Prune(density={"b": 0.1, "a.*": 0.05, "*": 0.9}).run(net)
+    assert (net.form("a.weight").positions.numel(), net.form("b.weight").positions.numel()) == (30, 36)
+    Share(values={"b": 4}).run(net)
+    assert isinstance(net.form("a.weight").inner, Raw)
+    assert len(net.form("b.weight").inner.values) == 4
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cubic"])
+def test_rounds_end_at_the_density_and_masks_only_shrink_on_the_way(randn, schedule, monkeypatch):
+    net, seen = Network({"a.weight": randn(40, 50)}), []
+
+    def train(net, plan, what):
+        weight = net.form("a.weight")
+        seen.append(set(weight.positions.tolist()))
+        with torch.no_grad():
+            weight.inner.value.add_(randn(len(weight.inner.value)))  # survivors move, and others become the smallest
+        return {"validation": []}
+
+    monkeypatch.setattr("deepcomp.steps.prune.train", train)
+    Prune(density=0.1, rounds=4, schedule=schedule, retrain=Plan()).run(net)
+    left = [3 / 4, 2 / 4, 1 / 4, 0]
+    expected = [0.1 + 0.9 * (share**3 if schedule == "cubic" else share) for share in left]
+    assert [len(kept) for kept in seen] == [round(2000 * density) for density in expected]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(seen))
+
+
 def test_sigma_prunes_below_its_threshold(net):
     Prune(sigma=1.0).run(net)
     weight, kept = net.tensors["a.weight"], net.form("a.weight").dense()
-    assert torch.equal(kept != 0, weight.abs() >= weight.std())
+    assert torch.equal(kept != 0, weight.abs() >= weight.std(correction=0))
 
 
 def test_masks_only_shrink(net):
     Prune(density=0.5).run(net)
     first = set(net.form("a.weight").positions.tolist())
-    Share(values=4).run(net)
     Prune(density=0.2).run(net)
     assert set(net.form("a.weight").positions.tolist()) < first
+
+
+@pytest.mark.parametrize("step", [Share(values=4), Quantize()])
+def test_what_is_shared_or_quantised_is_not_pruned_any_more(net, step):
+    step.run(net)
+    with pytest.raises(UsageError, match=r"a\.weight is a (codebook|grid) already"):
+        Prune().run(net)
 
 
 def test_only_matrices_and_kernels_are_touched(net):
