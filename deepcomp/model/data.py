@@ -160,7 +160,8 @@ def _collate(items: list[Any]) -> Any:
 
 def _gather(dataset: MapStyle, index: slice | Tensor) -> tuple[Inputs, Tensor]:
     if isinstance(dataset, Subset):  # a batch of the whole set, where that can give one at once
-        return _gather(cast(MapStyle, dataset.dataset), torch.as_tensor(dataset.indices)[index])
+        places = range(len(dataset))[index] if isinstance(index, slice) else index.tolist()
+        return _gather(cast(MapStyle, dataset.dataset), torch.tensor([dataset.indices[i] for i in places]))
     if isinstance(dataset, Pairs) or (isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2):
         return cast(tuple[Inputs, Tensor], dataset[index])
     positions = range(len(dataset))[index] if isinstance(index, slice) else index.tolist()

@@ -95,5 +95,5 @@ class Codebook(Form):
 
 
 def _index_type(index: np.ndarray) -> np.ndarray:
-    """Indices in the narrowest type torch can hold."""
-    return index if index.dtype == np.uint8 else index.astype(np.int32)
+    """Indices in the narrowest type torch can hold, in memory that may be written."""
+    return np.require(index, requirements="W") if index.dtype == np.uint8 else index.astype(np.int32)
