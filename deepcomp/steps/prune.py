@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,25 +93,35 @@ class Prune(Step):
 
     def _prune(self, net: Network, density: float | dict[str, float], left: float) -> tuple[int, int]:
         """One round; `left` says how much of the way to the final density is still to go."""
+        total = kept = 0
+        for name, weight, keep in self._chosen(net, density, left):
+            mask = Mask.nonzero(weight, keep & (weight != 0))
+            net.store(name, mask)
+            total, kept = total + weight.numel(), kept + mask.positions.numel()
+        return total, kept
+
+    def _chosen(
+        self, net: Network, density: float | dict[str, float], left: float
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Each weight to prune, as it is now, and what to keep of it; one at a time where that is possible."""
 
         def now(final: float) -> float:
             return final + (1 - final) * left
 
-        weights = {name: _current(net, name, weight) for name, weight in net.weights(self.layers, self.skip)}
-        keep: dict[str, Tensor] = {}
+        names = [name for name, _ in net.weights(self.layers, self.skip)]
         if self.sigma is None and self.per == "network":
             assert not isinstance(density, dict)
-            keep = _largest_together(weights, now(density))
-        for name, weight in weights.items() if not keep else ():
-            sigma = None if self.sigma is None else per_layer(self.sigma, name)
-            final = per_layer(density, name)
-            if sigma is not None:
-                keep[name] = weight.abs() >= sigma * weight.float().std(correction=0)
-            elif self.sigma is None and final is not None:
-                keep[name] = largest(weight, now(final))
-        for name, kept in keep.items():
-            net.store(name, Mask.nonzero(weights[name], kept & (weights[name] != 0)))
-        return sum(kept.numel() for kept in keep.values()), sum(int(kept.sum()) for kept in keep.values())
+            yield from _largest_together({name: _current(net, name) for name in names}, now(density))
+            return
+        for name in names:
+            limit = per_layer(density if self.sigma is None else self.sigma, name)
+            if limit is None:
+                continue
+            weight = _current(net, name)
+            if self.sigma is None:
+                yield name, weight, largest(weight, now(limit))
+            else:
+                yield name, weight, weight.abs() >= limit * weight.float().std(correction=0)
 
     def _left(self, number: int) -> float:
         """Share of the way still to go after a round."""
@@ -119,7 +131,7 @@ class Prune(Step):
     def _scanned(self, net: Network) -> tuple[dict[str, float], dict[str, Any]]:
         """Densities from a sensitivity scan, and the scan."""
         assert self.tolerance is not None
-        weights = {name: _current(net, name, weight) for name, weight in net.weights(self.layers, self.skip)}
+        weights = {name: _current(net, name) for name, _ in net.weights(self.layers, self.skip)}
         found = scan(net, weights, self.form)
         chosen = {name: allowed(curve, self.tolerance, better_is_more(net)) for name, curve in found.items()}
         if self.plot:
@@ -129,13 +141,13 @@ class Prune(Step):
         return chosen, {name: {"density": chosen[name], "curve": curve} for name, curve in found.items()}
 
 
-def _current(net: Network, name: str, weight: Tensor) -> Tensor:
+def _current(net: Network, name: str) -> Tensor:
     """The weight as the steps before left it, so that masks only ever shrink."""
     form = net.form(name)
     values = form.inner if isinstance(form, Mask) else form
     if values is not None and not isinstance(values, Raw):
         raise UsageError(f"prune: {name} is a {values.name} already, prune before weights are shared or quantised")
-    return weight if form is None else form.dense()
+    return net.tensors[name] if form is None else form.dense()
 
 
 def largest(weight: Tensor, density: float) -> Tensor:
@@ -144,17 +156,18 @@ def largest(weight: Tensor, density: float) -> Tensor:
     count = round(density * size.numel())
     if count == 0:
         return torch.zeros(weight.shape, dtype=torch.bool)
-    threshold = size.kthvalue(size.numel() - count + 1).values
+    place = size.numel() - count
+    threshold = float(np.partition(size.detach().numpy(), place)[place])
     keep = size > threshold
     level = torch.nonzero(size == threshold).reshape(-1)
     keep[level[: count - int(keep.sum())]] = True
     return keep.reshape(weight.shape)
 
 
-def _largest_together(weights: dict[str, Tensor], density: float) -> dict[str, Tensor]:
-    if not weights:
-        return {}
-    sizes = [weight.numel() for weight in weights.values()]
-    keep = largest(torch.cat([weight.reshape(-1).float() for weight in weights.values()]), density)
-    parts = torch.split(keep, sizes)
-    return {name: part.reshape(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
+def _largest_together(weights: dict[str, Tensor], density: float) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The largest of all weights together."""
+    if weights:
+        keep = largest(torch.cat([weight.reshape(-1).float() for weight in weights.values()]), density)
+        parts = torch.split(keep, [weight.numel() for weight in weights.values()])
+        for (name, weight), part in zip(weights.items(), parts, strict=True):
+            yield name, weight, part.reshape(weight.shape)
