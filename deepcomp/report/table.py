@@ -72,4 +72,9 @@ def printable(text: object) -> str:
 
 
 def _short(value: Any) -> str:
+    """A value in a few characters: of a list (an entry an epoch) the ends, of a table its length."""
+    if isinstance(value, list) and value:
+        return _short(value[0]) if len(value) == 1 else f"{_short(value[0])} to {_short(value[-1])}"
+    if isinstance(value, dict):
+        return f"of {len(value)} tensors"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

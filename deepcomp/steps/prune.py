@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +33,10 @@ class Prune(Step):
         name are not pruned.
     per : {"layer", "network"}
         Whether each layer keeps that share, or all layers together, by one threshold.
+    rank : {"magnitude", "lamp"}
+        What all layers together are compared by: magnitudes, or the share of its layer's energy
+        that a weight has among those at least as large, which lets every layer keep what it cannot
+        do without (Lee et al. 2021, LAMP, eq. 2). Within a layer both rank alike.
     sigma : float or table, optional
         Instead of a density: weights below `sigma` × the layer's standard deviation are pruned.
     tolerance : float, optional
@@ -52,6 +56,7 @@ class Prune(Step):
 
     density: float | dict[str, float] = 0.5
     per: str = "layer"
+    rank: str = "magnitude"
     sigma: float | dict[str, float] | None = None
     tolerance: float | None = None
     plot: str = ""
@@ -68,6 +73,8 @@ class Prune(Step):
                 raise UsageError(f"prune.sigma = {sigma}: 0 or more expected")
         if self.per not in ("layer", "network"):
             raise UsageError(f"prune.per = {self.per!r}: layer or network expected")
+        if self.rank not in _RANKS:
+            raise UsageError(f"prune.rank = {self.rank!r}: one of {', '.join(_RANKS)} expected")
         if self.per == "network" and isinstance(self.density, dict):
             raise UsageError("prune.density: a table found, one number expected where per = network")
         if self.schedule not in _SCHEDULES:
@@ -111,7 +118,8 @@ class Prune(Step):
         names = [name for name, _ in net.weights(self.layers, self.skip)]
         if self.sigma is None and self.per == "network":
             assert not isinstance(density, dict)
-            yield from _largest_together({name: _current(net, name) for name in names}, now(density))
+            weights = {name: _current(net, name) for name in names}
+            yield from _largest_together(weights, now(density), _RANKS[self.rank])
             return
         for name in names:
             limit = per_layer(density if self.sigma is None else self.sigma, name)
@@ -152,7 +160,8 @@ def _current(net: Network, name: str) -> Tensor:
 
 def largest(weight: Tensor, density: float) -> Tensor:
     """Where the `density` share of largest magnitudes is, as a bool tensor; of equals the first ones."""
-    size = weight.abs().reshape(-1).float()
+    size = weight.abs().reshape(-1)
+    size = size if size.dtype == torch.float64 else size.float()
     count = round(density * size.numel())
     if count == 0:
         return torch.zeros(weight.shape, dtype=torch.bool)
@@ -164,10 +173,28 @@ def largest(weight: Tensor, density: float) -> Tensor:
     return keep.reshape(weight.shape)
 
 
-def _largest_together(weights: dict[str, Tensor], density: float) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The largest of all weights together."""
+def _magnitude(weight: Tensor) -> Tensor:
+    return weight.abs().reshape(-1).float()
+
+
+def _lamp(weight: Tensor) -> Tensor:
+    """w² over the sum of all squares of the layer that are no smaller (Lee et al. 2021, eq. 2)."""
+    energy = weight.reshape(-1).double() ** 2
+    order = energy.argsort(descending=True, stable=True)
+    score = torch.empty_like(energy)
+    score[order] = energy[order] / energy[order].cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    return score
+
+
+_RANKS: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": _magnitude, "lamp": _lamp}
+
+
+def _largest_together(
+    weights: dict[str, Tensor], density: float, score: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The best of all weights together."""
     if weights:
-        keep = largest(torch.cat([weight.reshape(-1).float() for weight in weights.values()]), density)
+        keep = largest(torch.cat([score(weight) for weight in weights.values()]), density)
         parts = torch.split(keep, [weight.numel() for weight in weights.values()])
         for (name, weight), part in zip(weights.items(), parts, strict=True):
             yield name, weight, part.reshape(weight.shape)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,7 +59,11 @@ def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", s
         raise UsageError(f"{what}: needs data to train on (--data)")
     run = _Run(net, plan, what, layers, skip)
     example = example_inputs(net.data)
-    with torch.enable_grad(), adjusted_dropout(run.trainee.module, run.trainee.densities(), plan.dropout, example):
+    with (
+        torch.enable_grad(),
+        _threads(plan.threads),
+        adjusted_dropout(run.trainee.module, run.trainee.densities(), plan.dropout, example),
+    ):
         run.go()
     run.trainee.settle(net)
     return {"epochs": plan.epochs, "chosen": run.chosen, "loss": run.losses, "validation": run.scores}
@@ -95,7 +101,7 @@ class _Run:
         assert net.data is not None
         self.net, self.plan, self.what, self.data = net, plan, what, net.data
         self.number = net.runs = net.runs + 1
-        self.trainee = Trainee(net, layers, skip).to(plan.device)
+        self.trainee = _moved(Trainee(net, layers, skip), plan.device)
         if not self.trainee.trained():
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")
         self.teacher = copy.deepcopy(net.teacher).to(plan.device).eval() if plan.distill and net.teacher else None
@@ -208,6 +214,23 @@ class _Run:
                 self.optimiser.load_state_dict(found["optimiser"])
         except (KeyError, RuntimeError, ValueError):
             raise self.slot.damaged() from None
+
+
+def _moved(trainee: Trainee, device: str) -> Trainee:
+    try:
+        return trainee.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(f"device = {device!r}: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on(device: torch.device, targets: Any) -> Any:

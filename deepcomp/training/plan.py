@@ -55,6 +55,8 @@ class Plan:
         `package.module:callable` of a function `(inputs) -> inputs` of a batch.
     device : str
         `cpu`, `cuda`, or any other device torch knows.
+    threads : int
+        Of the processor. More than one may be faster, and rounds sums differently.
     """
 
     epochs: int = 10
@@ -72,6 +74,7 @@ class Plan:
     dropout: dict[str, float] = field(default_factory=dict)
     augment: str = "none"
     device: str = "cpu"
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for key, choices in (("optimiser", _OPTIMISERS), ("schedule", _SCHEDULES), ("choose", _CHOICES)):
@@ -85,6 +88,7 @@ class Plan:
         for key, least, most in (
             ("epochs", 0, math.inf),
             ("batch", 1, math.inf),
+            ("threads", 1, math.inf),
             ("validation", 0, math.inf),
             ("rate", 0, math.inf),
             ("momentum", 0, 1),

@@ -44,6 +44,21 @@ def test_density_of_the_network_is_exact_by_one_threshold(net):
     assert net.form("b.weight").positions.numel() > 0.6 * 360  # the layer with larger weights keeps more
 
 
+def test_lamp_ranks_a_weight_by_its_share_of_the_energy_not_larger_than_its_own(net):
+    Prune(density=0.2, per="network", rank="lamp").run(net)
+    scores = {}
+    for name in ("a.weight", "b.weight"):
+        energy = net.tensors[name].double().flatten() ** 2
+        scores[name] = torch.stack([e / energy[energy >= e].sum() for e in energy])
+    everything = torch.cat(list(scores.values()))
+    limit = everything.sort(descending=True).values[round(0.2 * len(everything)) - 1]
+    for name, score in scores.items():
+        assert torch.equal(net.form(name).positions, torch.nonzero(score >= limit * (1 - 1e-12)).flatten())
+    assert abs(net.form("a.weight").positions.numel() / 600 - net.form("b.weight").positions.numel() / 360) < 0.1
+    with pytest.raises(UsageError, match="magnitude, lamp"):
+        Prune(rank="gradient")
+
+
 def test_a_table_prunes_the_layers_it_names_the_first_pattern_that_matches(net):
     Prune(density={"a": 0.25, "*": 0.5}, layers="a*").run(net)
     assert set(net.forms) == {"a.weight"}
