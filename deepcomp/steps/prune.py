@@ -32,7 +32,8 @@ class Prune(Step):
         Share of weights kept, 0 to 1; a table gives it by layer pattern, and layers it does not
         name are not pruned.
     per : {"layer", "network"}
-        Whether each layer keeps that share, or all layers together, by one threshold.
+        Whether each layer keeps that share, or all layers together, by one threshold; layer by
+        layer in any case where the densities are given or found so.
     rank : {"magnitude", "lamp"}
         What all layers together are compared by: magnitudes, or the share of its layer's energy
         that a weight has among those at least as large, which lets every layer keep what it cannot
@@ -75,8 +76,6 @@ class Prune(Step):
             raise UsageError(f"prune.per = {self.per!r}: layer or network expected")
         if self.rank not in _RANKS:
             raise UsageError(f"prune.rank = {self.rank!r}: one of {', '.join(_RANKS)} expected")
-        if self.per == "network" and isinstance(self.density, dict):
-            raise UsageError("prune.density: a table found, one number expected where per = network")
         if self.schedule not in _SCHEDULES:
             raise UsageError(f"prune.schedule = {self.schedule!r}: one of {', '.join(_SCHEDULES)} expected")
         if self.rounds < 1 or (self.rounds > 1 and self.retrain is None):
@@ -116,13 +115,14 @@ class Prune(Step):
             return final + (1 - final) * left
 
         names = [name for name, _ in net.weights(self.layers, self.skip)]
-        if self.sigma is None and self.per == "network":
-            assert not isinstance(density, dict)
+        if self.sigma is None and self.per == "network" and not isinstance(density, dict):
             weights = {name: _current(net, name) for name in names}
             yield from _largest_together(weights, now(density), _RANKS[self.rank])
             return
+        limits = density if self.sigma is None else self.sigma
+        net.require(*limits if isinstance(limits, dict) else ())
         for name in names:
-            limit = per_layer(density if self.sigma is None else self.sigma, name)
+            limit = per_layer(limits, name)
             if limit is None:
                 continue
             weight = _current(net, name)

@@ -63,7 +63,7 @@ def test_a_table_prunes_the_layers_it_names_the_first_pattern_that_matches(net):
     Prune(density={"a": 0.25, "*": 0.5}, layers="a*").run(net)
     assert set(net.forms) == {"a.weight"}
     assert net.form("a.weight").positions.numel() == 150
-    Prune(density={"b": 0.1, "a.*": 0.05, "*": 0.9}).run(net)
+    Prune(density={"b": 0.1, "a.*": 0.05, "*": 0.9}, per="network").run(net)
     assert (net.form("a.weight").positions.numel(), net.form("b.weight").positions.numel()) == (30, 36)
     Share(values={"b": 4}).run(net)
     assert isinstance(net.form("a.weight").inner, Raw)
@@ -166,18 +166,76 @@ def test_lossy_steps_refuse_weights_that_are_not_finite_by_name(net, step, bad):
         lambda: Prune(sigma=-1.0),
         lambda: Share(values=1),
         lambda: Share(start="kmeans++"),
+        lambda: Share(values=1025),
+        lambda: Share(values={"a": 16, "b": 1025}),
+        lambda: Quantize(bits=1),
+        lambda: Quantize(bits=0, symmetric=False),
+        lambda: Quantize(bits=17),
+        lambda: Quantize(range="max"),
         lambda: Quantize(per="row"),
         lambda: Quantize(size=0),
         lambda: Quantize(percentile=50.0),
         lambda: Store(dtype="int8"),
     ],
 )
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(UsageError):
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(UsageError, match=r"^(prune|share|quantize|store)\.[a-z]+ = "):
         wrong()
 
 
 def test_settings_a_weight_cannot_follow_are_refused(net):
-    for step in (Quantize(bits=1), Quantize(bits=17), Quantize(range="max"), Quantize(axis=2)):
-        with pytest.raises(UsageError):
-            step.run(net)
+    with pytest.raises(UsageError, match=r"quantize\.axis = 2: a\.weight has 2 dimensions"):
+        Quantize(axis=2).run(net)
+
+
+def test_many_values_are_shared_from_any_start_but_the_optimal_one(net, randn):
+    net.tensors["a.weight"] = randn(60, 50)
+    Share(values=2000, start="linear", layers="a").run(net)
+    assert 1024 < len(net.form("a.weight").values) <= 2000
+    Quantize(bits=1, symmetric=False, layers="b").run(net)
+
+
+def test_layers_of_which_nothing_is_left_are_shared_and_quantised(net):
+    net.tensors["a.weight"] = torch.zeros(20, 30)
+    for step in (Share(values=4), Quantize(range="percentile"), Quantize(range="mse", symmetric=False)):
+        net.forms.clear()
+        Prune(density={"a": 0.5, "b": 0.0}).run(net)
+        step.run(net)
+        assert not any(net.form(name).dense().any() for name in ("a.weight", "b.weight"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda layers: Prune(layers=layers),
+        lambda layers: Prune(density={"a": 0.5, layers: 0.5}),
+        lambda layers: Prune(sigma={"a": 0.5, layers: 0.5}),
+        lambda layers: Share(layers=layers),
+        lambda layers: Share(values={layers: 4}),
+        lambda layers: Quantize(layers=layers),
+        lambda layers: Store(layers=layers),
+    ],
+)
+@pytest.mark.parametrize("layers", ["nosuch", "a, nosuch", "b.weight,nosuch.*"])
+def test_a_pattern_of_layers_that_matches_no_tensor_is_refused_by_name(net, make, layers):
+    with pytest.raises(UsageError, match="layers 'nosuch.*': no tensor has such a name, nor a layer"):
+        make(layers).run(net)
+
+
+def test_a_pattern_to_skip_may_match_nothing(net):
+    assert Quantize(skip="nosuch").run(net) == {"tensors": 2, "weights": 960}
+    Quantize(layers="*.bias").run(net)  # tensors there are, though no weights
+    assert Quantize().run(Network({})) == {"tensors": 0, "weights": 0}
+
+
+def test_what_a_step_did_is_told_in_tensors_and_weights(net):
+    assert Prune().run(net).items() >= {"weights": 960, "density": 0.5}.items()
+    assert Share(values=4, layers="a").run(net) == {"tensors": 1, "weights": 600}
+    assert Quantize(layers="b").run(net) == {"tensors": 1, "weights": 360}
+    assert Store(layers="*.bias").run(net) == {"tensors": 1, "weights": 20}
+
+
+def test_wide_weights_that_lossy_steps_cannot_compute_with_are_not_called_infinite(net):
+    net.tensors["a.weight"] = torch.tensor([[1e300, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    with pytest.raises(InputError, match=r"a\.weight: 1 of 4 weights are beyond the range of float32"):
+        Quantize().run(net)
