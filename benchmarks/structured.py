@@ -17,9 +17,11 @@ import torch
 from timing import check, compare, data_folder, finish, heading, machine, show, table
 
 import deepcomp
+from deepcomp.model.datasets import load_data
+from deepcomp.model.evaluate import evaluate
 
 SEED = 0
-DENSITIES = (1.0, 0.7, 0.5)
+VARIANTS = {"all": (1.0, 1), "70 %": (0.7, 1), "70 %, by eights": (0.7, 8)}  # density, multiple
 
 TRAIN = """
 [[step]]
@@ -33,22 +35,24 @@ PRUNE = """
 [[step]]
 do = "prune-filters"
 density = {density}
+multiple = {multiple}
 """
 
 
-def compressed(density: float, options: argparse.Namespace) -> Path:
-    """The file of ResNet-20 with that share of its filters; one made before is used again."""
-    out = options.folder / f"resnet20-{density:g}-{options.epochs}.dcz"
-    recipe = options.folder / f"filters-{density:g}.toml"
-    recipe.write_text((PRUNE.format(density=density) if density < 1 else "") + TRAIN.format(epochs=options.epochs))
+def compressed(name: str, options: argparse.Namespace) -> Path:
+    """The file of one variant; one made before is used again."""
+    density, multiple = VARIANTS[name]
+    out = options.folder / f"resnet20-{density:g}-{multiple}-{options.epochs}.dcz"
+    recipe = options.folder / f"filters-{density:g}-{multiple}.toml"
+    prune = PRUNE.format(density=density, multiple=multiple) if density < 1 else ""
+    recipe.write_text(prune + TRAIN.format(epochs=options.epochs))
     if not out.exists():
         weights = data_folder() / "resnet20-cifar10.safetensors"
         more = {"data": "cifar10", "data_dir": data_folder(), "seed": SEED, "resume": True}
         report = deepcomp.compress(weights, out, recipe=recipe, model="resnet20", **more)
         for step in report.steps:
-            show(f"{density:.0%} of the filters, {step['do']}", {k: v for k, v in step.items() if k != "do"})
-        assert report.metric is not None
-        show(f"{density:.0%} of the filters, accuracy before and after", report.metric)
+            show(f"{name} of the filters, {step['do']}", {k: v for k, v in step.items() if k != "do"})
+        show(f"{name} of the filters, accuracy before and after", report.metric)
     return out
 
 
@@ -65,40 +69,36 @@ def main() -> int:
         options.folder = options.folder or Path(scratch)
         options.folder.mkdir(parents=True, exist_ok=True)
         heading(f"ResNet-20, CIFAR-10 as JPEG, {options.epochs} epochs of fine-tuning each, seed {SEED}")
-        files = {density: compressed(density, options) for density in DENSITIES}
+        files = {name: compressed(name, options) for name in VARIANTS}
         measure(files, options)
     return finish()
 
 
-def measure(files: dict[float, Path], options: argparse.Namespace) -> None:
+def measure(files: dict[str, Path], options: argparse.Namespace) -> None:
     """Accuracy, bytes and speed of the files, run from the file alone."""
-    from deepcomp.model.datasets import load_data
-    from deepcomp.model.evaluate import evaluate
-
     data = load_data("cifar10", data_folder())
-    networks = {density: deepcomp.load(path) for density, path in files.items()}
+    networks = {name: deepcomp.load(path) for name, path in files.items()}
     times = {}
     for batch in (1, 64, 256):
         images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(SEED))
+        runs = {name: partial(network, images) for name, network in networks.items()}
         with torch.no_grad():
-            runs = {f"{density:g}": partial(network, images) for density, network in networks.items()}
-            compare(runs, 3)
-            times[batch] = {float(name): time for name, time in compare(runs, options.repeats).items()}
-    whole = files[1.0].stat().st_size
+            compare(runs, 3)  # warms up
+            times[batch] = compare(runs, options.repeats)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
     rows = []
-    for density, network in networks.items():
-        size = files[density].stat().st_size
+    for name, network in networks.items():
         weights = sum(parameter.numel() for parameter in network.parameters())
-        speed = [f"{times[batch][density].median / times[batch][1.0].median:.2f} ×" for batch in times]
+        speed = [f"{found[name].median / found['all'].median:.2f} ×" for found in times.values()]
         accuracy = f"{evaluate(network, data).value:.2f} %"
-        rows.append([f"{density:.0%}", f"{weights:,}", f"{size:,}", f"{size / whole:.2f} ×", accuracy, *speed])
+        rows.append([name, f"{weights:,}", f"{sizes[name]:,}", f"{sizes[name] / sizes['all']:.2f} ×", accuracy, *speed])
     heads = ["filters", "weights", "bytes", "of the whole", "accuracy", *(f"time, batch {batch}" for batch in times)]
     table(heads, rows)
     for batch, found in times.items():
-        for density, time in found.items():
-            show(f"batch {batch}, {density:.0%} of the filters", time)
-    check("70 % of the filters, bytes / whole", files[0.7].stat().st_size / whole, 1)
-    check("70 % of the filters, time / whole, batch 64", times[64][0.7].median / times[64][1.0].median, 1)
+        for name, time in found.items():
+            show(f"batch {batch}, {name} of the filters", time)
+    check("70 % of the filters, bytes / whole", sizes["70 %"] / sizes["all"], 1)
+    check("70 % of the filters, time / whole, batch 64", times[64]["70 %"].median / times[64]["all"].median, 1)
 
 
 if __name__ == "__main__":

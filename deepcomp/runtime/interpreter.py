@@ -4,6 +4,10 @@ It looks like the network it was made from where that matters: the same names in
 the same inputs and outputs, parameters that move to a device and that gradients reach. It differs
 in that there is no code: each call runs the graph's nodes one after another, every one of them an
 operation of the fixed list in `deepcomp.model.ops`.
+
+A graph is a network in inference. In train mode batch normalisations alone do as in training: they
+normalise by the batch and update their running statistics (with the momentum in the graph; one that
+counts batches cannot be written down, and its statistics stay). Dropout has gone with the capture.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import register_pytree_node
 
 from deepcomp.errors import FormatError, InputError
@@ -22,13 +27,14 @@ from deepcomp.model import ops
 from deepcomp.model.graph import Graph, Input, Stored, Value, misfit, references, transform
 from deepcomp.runtime import limits
 
-__all__ = ["Interpreter", "Outputs", "Role"]
+__all__ = ["Interpreter", "Outputs", "Role", "trace"]
 
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
 MAX_MODULES = 1 << 17  # in the tree of names; deep names in a small file could ask for millions
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
 _CHECKED = 64  # shapes of inputs whose results are known to stay below
+_BATCH = 13  # of a trace: a prime, so that few other sizes are multiples of it
 
 
 class Outputs(dict[str, Any]):
@@ -51,7 +57,7 @@ register_pytree_node(
 
 
 class Interpreter(nn.Module):
-    """The network of a graph, in eval mode.
+    """The network of a graph, in eval mode to begin with.
 
     Parameters
     ----------
@@ -90,7 +96,9 @@ class Interpreter(nn.Module):
         if missing:
             raise FormatError(f"graph: no tensor named {missing[0]!r}")
         operations = [ops.find(node.op) for node in graph.nodes]
-        self._dcz = _Program(graph, operations, [homes[name] for name in names], _last_uses(graph), max_elements)
+        places = [homes[name] for name in names]
+        norms = _norms(graph, places)
+        self._dcz = _Program(graph, operations, places, norms, _last_uses(graph), max_elements)
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -130,7 +138,8 @@ class Interpreter(nn.Module):
                     limits.check_size(operation, operands, options, program.max_elements)
                 if operation.makes:
                     options["device"] = device
-                values[len(inputs) + place] = operation.call(*operands, **options)
+                run = _normalize if program.learns(place) else operation.call
+                values[len(inputs) + place] = run(*operands, **options)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -146,6 +155,36 @@ class Interpreter(nn.Module):
         """The inputs and the number of operations."""
         graph = self._dcz.graph
         return f"{', '.join(map(_describe, graph.inputs))}; {len(graph.nodes)} operations"
+
+
+def trace(graph: Graph, names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+    """What every input and node of a graph holds, for a batch of 13, without computing it.
+
+    Parameters
+    ----------
+    graph : Graph
+    names : sequence of str
+        Names of the tensors that the graph refers to by number.
+    tensors : mapping of str to Tensor
+        Only shapes and dtypes are looked at.
+
+    Returns
+    -------
+    list
+        Tensors on the `meta` device, sizes, or lists of tensors, as `Value` numbers them.
+
+    Raises
+    ------
+    InputError
+        If an operation fails, or its result's shape depends on values.
+    """
+    everything = tuple(map(Value, range(len(graph.inputs) + len(graph.nodes))))
+    blank = {name: torch.empty_like(tensors[name], device="meta") for name in names}
+    whole = Graph(graph.inputs, graph.nodes, everything)
+    network = Interpreter(whole, names, [(name, tensor, "buffer") for name, tensor in blank.items()])
+    shapes = [[_BATCH if size is None else size for size in entry.shape] for entry in graph.inputs]
+    inputs = [torch.empty(s, dtype=e.dtype, device="meta") for s, e in zip(shapes, graph.inputs, strict=True)]
+    return list(network(*inputs))
 
 
 class _Part(nn.Module):
@@ -177,9 +216,14 @@ class _Program:
     graph: Graph
     operations: list[ops.Operation]
     homes: list[_Home]
+    norms: dict[int, nn.Module]
     spent: list[tuple[int, ...]]
     max_elements: int
     checked: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def learns(self, place: int) -> bool:
+        """Whether a node is a batch normalisation in train mode."""
+        return place in self.norms and self.norms[place].training
 
     def remember(self, shapes: tuple[Any, ...]) -> None:
         if len(self.checked) == _CHECKED:
@@ -211,6 +255,28 @@ def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: I
     else:
         module.register_buffer(leaf, tensor, persistent=role == "buffer")
     return _Home(module, leaf)
+
+
+def _norms(graph: Graph, homes: Sequence[_Home]) -> dict[int, nn.Module]:
+    """Batch normalisations with running statistics, and the parts whose mode says what they do.
+
+    Statistics that are not buffers (inputs or results in a hostile file) are never written to.
+    """
+    found = {}
+    for place, node in enumerate(graph.nodes):
+        statistics = node.args[3:5] if node.op == "batch_norm" else ()
+        owners = [homes[entry.index] for entry in statistics if isinstance(entry, Stored)]
+        if len(owners) == 2 and all(home.name in home.module._buffers for home in owners):
+            found[place] = owners[0].module
+    return found
+
+
+def _normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *settings: Any
+) -> Tensor:
+    """`batch_norm` as in training, which updates `mean` and `var`."""
+    _, momentum, eps, _ = settings
+    return functional.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
 
 
 def _last_uses(graph: Graph) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepcomp.steps.finetune import Finetune
 from deepcomp.steps.prune import Prune
+from deepcomp.steps.prune_filters import PruneFilters
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.share import Share
 from deepcomp.steps.step import Step
@@ -11,4 +12,4 @@ from deepcomp.steps.store import Store
 
 __all__ = ["STEPS", "Step"]
 
-STEPS: dict[str, type[Step]] = {step.do: step for step in (Prune, Finetune, Share, Quantize, Store)}
+STEPS: dict[str, type[Step]] = {step.do: step for step in (Prune, PruneFilters, Finetune, Share, Quantize, Store)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from deepcomp.errors import DeepcompError, FormatError, InputError
 from deepcomp.model.graph import Graph, Input, Node, Stored, Value
-from deepcomp.runtime.interpreter import Interpreter, Outputs
+from deepcomp.runtime.interpreter import Interpreter, Outputs, trace
 
 X = Input("x", torch.float32, (None, 4))
 WEIGHT, BIAS = torch.arange(8.0).view(2, 4) / 8, torch.tensor([0.5, -20.0])
@@ -151,6 +152,106 @@ def test_values_are_freed_after_their_last_use(monkeypatch: pytest.MonkeyPatch) 
         object.__setattr__(network._dcz.operations[index], "call", watch)
     network(torch.ones(1, 4))
     assert max(alive) == 2  # an operand and a result
+
+
+# ---------------------------------------------------------------- train mode
+
+
+IMAGES = Input("x", torch.float32, (None, 3, 4, 4))
+PARTS, BUFFERS = ("weight", "bias", "running_mean", "running_var"), (Stored(2), Stored(3))
+
+
+def normalized(statistics: Any = BUFFERS) -> tuple[Interpreter, nn.Module]:
+    """One batch norm as a graph and as PyTorch's module, with the same random weights."""
+    layer = nn.BatchNorm2d(3, momentum=0.2)
+    for name in PARTS:
+        getattr(layer, name).data.uniform_(0.5, 2)
+    call = Node("batch_norm", (Value(0), Stored(0), Stored(1), *statistics, False, 0.2, 1e-5, True))
+    names = [f"norm.{name}" for name in PARTS]
+    roles = ("parameter", "parameter", "buffer", "buffer")
+    tensors: Any = [(n, getattr(layer, n[5:]).data.clone(), r) for n, r in zip(names, roles, strict=True)]
+    return Interpreter(Graph((IMAGES,), (call,), Value(1)), names, tensors), nn.ModuleDict({"norm": layer})
+
+
+def same_state(network: Interpreter, module: nn.Module) -> bool:
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return all(torch.allclose(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def test_batch_norm_learns_in_train_mode_as_the_module_does(randn: Any) -> None:
+    network, module = normalized()
+    for batch in (2, 5):
+        x = randn(batch, 3, 4, 4)
+        torch.testing.assert_close(network.train()(x), module.train()["norm"](x))
+        assert same_state(network, module)
+        torch.testing.assert_close(network.eval()(x), module.eval()["norm"](x))
+        assert same_state(network, module)
+
+
+def test_batch_norm_learns_in_copies_too(randn: Any) -> None:
+    network, module = normalized()
+    twin = copy.deepcopy(network).train()
+    twin(randn(4, 3, 4, 4))
+    assert same_state(network, module)
+    assert not same_state(twin, module)
+
+
+def test_gradients_go_through_the_statistics_of_the_batch(randn: Any) -> None:
+    network, module = normalized()
+    x, weight = randn(4, 3, 4, 4).requires_grad_(), randn(4, 3, 4, 4)
+    (mine,) = torch.autograd.grad((network.train()(x) * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((module.train()["norm"](x) * weight).sum(), x)
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_a_part_in_eval_mode_keeps_its_statistics_while_the_rest_trains(randn: Any) -> None:
+    network, module = normalized()
+    network.train().get_submodule("norm").eval()
+    x = randn(4, 3, 4, 4)
+    torch.testing.assert_close(network(x), module.eval()["norm"](x))
+    assert same_state(network, module)
+
+
+def test_one_value_a_channel_has_no_statistics(randn: Any) -> None:
+    call = Node("batch_norm", (Value(0), None, None, Stored(0), Stored(1), False, 0.1, 1e-5, True))
+    tensors: Any = [("mean", torch.zeros(4), "buffer"), ("var", torch.ones(4), "buffer")]
+    network = Interpreter(Graph((X,), (call,), Value(1)), ["mean", "var"], tensors)
+    with pytest.raises(InputError, match=r"batch_norm: Expected more than 1 value per channel"):
+        network.train()(randn(1, 4))
+    assert torch.isfinite(network.eval()(randn(1, 4))).all()
+
+
+@pytest.mark.parametrize("statistics", [(Value(0), Stored(3)), (Stored(0), Stored(3)), (Stored(2), Stored(1))])
+def test_nothing_but_buffers_is_written_to(statistics: Any, randn: Any) -> None:
+    """A hostile file may name an input, a parameter or a result as statistics."""
+    network, module = normalized(statistics)
+    x = randn(4, 3, 4, 4)
+    before = x.clone()
+    with contextlib.suppress(InputError):
+        network.train()(x)
+    assert torch.equal(x, before)
+    assert same_state(network, module)
+
+
+# ---------------------------------------------------------------- traces
+
+
+def test_a_trace_tells_the_shape_of_every_value() -> None:
+    nodes = (Node("chunk", (Value(0), 2, 1)), Node("getitem", (Value(1), 0)), Node("sym_size.int", (Value(2), 0)),
+             Node("zeros", ((Value(3), 3),)), Node("linear", (Value(2), Stored(0))))  # fmt: skip
+    x, parts, first, size, made, last = trace(Graph((X,), nodes, ()), ["w"], {"w": torch.ones(5, 2)})
+    assert x.shape == (size, 4)
+    assert [part.shape for part in parts] == [(size, 2)] * 2
+    assert (first.shape, made.shape, last.shape) == ((size, 2), (size, 3), (size, 5))
+    assert all(entry.is_meta for entry in (x, *parts, first, made, last))
+
+
+def test_a_trace_names_the_operation_that_fails() -> None:
+    graph = Graph((X,), (Node("linear", (Value(0), Stored(0))),), Value(1))
+    with pytest.raises(InputError, match="operation 0 of the network, linear: "):
+        trace(graph, ["w"], {"w": torch.ones(3, 5)})
+    with pytest.raises(InputError, match="elements, at most"):
+        trace(Graph((X,), (Node("zeros", ((1 << 40,),)),), ()), [], {})
 
 
 # ---------------------------------------------------------------- inputs

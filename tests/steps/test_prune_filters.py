@@ -103,8 +103,10 @@ def test_a_filter_of_each_layer_stays(per: str) -> None:
     assert net.module(zoo.example("lenet-5")[0]).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("multiple", "kept"), [(1, [6, 15, 150]), (8, [8, 16, 152]), (32, [20, 32, 160])])
-def test_filters_kept_are_rounded_up_to_a_multiple(multiple: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("multiple", "kept"), [(1, [6, 15, 150]), (4, [8, 16, 152]), (7, [7, 14, 147]), (32, [20, 32, 160])]
+)
+def test_filters_kept_are_rounded_to_a_multiple(multiple: int, kept: list[int]) -> None:
     net = lenet()
     PruneFilters(density=0.3, multiple=multiple).run(net)
     assert [net.tensors[name].shape[0] for name in ("conv1.weight", "conv2.weight", "fc1.weight")] == kept
@@ -197,6 +199,14 @@ def test_tied_weights_stay_tied() -> None:
     assert net.tensors["b.weight"].shape == (4, 4)
     shared = dict(net.module.named_parameters(remove_duplicate=False))
     assert shared["c.weight"] is shared["b.weight"]
+
+
+def test_a_share_of_one_leaves_the_network_alone() -> None:
+    net = lenet()
+    module, graph = net.module, net.captured
+    said = PruneFilters(density=1.0).run(net)
+    assert (net.module, net.captured) == (module, graph)
+    assert said["weights"] == said["weights_before"]
 
 
 def test_it_can_be_repeated() -> None:

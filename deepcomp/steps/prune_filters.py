@@ -1,0 +1,150 @@
+"""Filter pruning: whole filters and neurons leave the network (Li et al. 2017; Liu et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from deepcomp.errors import InputError, UsageError
+from deepcomp.model.capture import Captured
+from deepcomp.model.channels import FILTER, SCALE, Channels, Group
+from deepcomp.model.graph import Graph
+from deepcomp.network import Network
+from deepcomp.runtime.interpreter import Interpreter, Role, trace
+from deepcomp.steps.step import Step
+
+__all__ = ["PruneFilters"]
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+_RANKS, _PER = ("l1", "bn-scale"), ("layer", "network")
+_ROLES: tuple[Role, ...] = get_args(Role)  # by the numbers of `entry`
+
+
+@dataclass
+class PruneFilters(Step):
+    """Take the least filters out, with everything that reads them: the network that is left is dense and smaller.
+
+    A filter is a convolution's, a row of a linear layer, or a column of an embedding. Filters whose
+    results are added go together, as the channels of a residual network do, and are ranked
+    together. At least one filter of each layer stays. Put this step before those that choose forms.
+
+    Attributes
+    ----------
+    density : float
+        Share of filters kept, 0 to 1.
+    rank : {"l1", "bn-scale"}
+        What makes a filter great: the L1 norm of its weights (Li et al. 2017, §3.1), or the
+        magnitude of the batch norm's γ behind it (Liu et al. 2017, §3).
+    per : {"layer", "network"}
+        Whether each layer keeps that share, or all layers together, by one threshold. L1 norms are
+        then taken relative to the mean of their layer, whose size they depend on.
+    multiple : int
+        Filters kept in a group are rounded to the nearest multiple of this, as far as there are so many.
+    """
+
+    do: ClassVar[str] = "prune-filters"
+
+    density: float = 0.7
+    rank: str = "l1"
+    per: str = "layer"
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.density <= 1:
+            raise UsageError(f"prune-filters.density = {self.density}: 0 to 1 expected")
+        if self.rank not in _RANKS:
+            raise UsageError(f"prune-filters.rank = {self.rank!r}: one of {', '.join(_RANKS)} expected")
+        if self.per not in _PER:
+            raise UsageError(f"prune-filters.per = {self.per!r}: layer or network expected")
+        if self.multiple < 1:
+            raise UsageError(f"prune-filters.multiple = {self.multiple}: 1 or more expected")
+
+    def run(self, net: Network) -> dict[str, Any]:
+        if net.captured is None:
+            raise InputError(
+                "prune-filters: the network's operations expected (a model and an example input give them)"
+            )
+        values = trace(net.captured.graph, net.captured.names, net.tensors)
+        channels = Channels(net.captured, net.tensors, values, net.tied)
+        groups, skipped = self._choose(channels, [name for name, _ in net.weights(self.layers, self.skip)])
+        scores = [self._scores(net, group) for group in groups]
+        best = [np.argsort(-score, kind="stable") for score in scores]
+        kept = self._counts(scores)
+        gone = [group.channels[order[count:]] for group, order, count in zip(groups, best, kept, strict=True)]
+        before = _sizes(net, channels)
+        if any(map(len, gone)):
+            _replace(net, *channels.without(np.concatenate(gone), net.tensors))
+        after = _sizes(net, channels)
+        return {**after, **{f"{what}_before": count for what, count in before.items()}, "skipped": skipped}
+
+    def _choose(self, channels: Channels, names: Collection[str]) -> tuple[list[Group], dict[str, str]]:
+        """The groups to prune, and why the other weights among `names` keep all their filters."""
+        groups, skipped = [], {name: channels.staying.get(name, "no operation uses it") for name in names}
+        for group in channels.groups:
+            makers = [place.tensor for place in group.by_role(FILTER)]
+            spared = [name for name in makers if name not in names]
+            if spared:
+                skipped |= dict.fromkeys(makers, f"tied to {spared[0]}, which is not to be pruned")
+            elif self.rank == "bn-scale" and not group.by_role(SCALE):
+                skipped |= dict.fromkeys(makers, "no batch norm scales its filters")
+            else:
+                groups.append(group)
+        pruned = {place.tensor for group in groups for place in group.by_role(FILTER)}
+        return groups, {name: why for name, why in skipped.items() if name in names and name not in pruned}
+
+    def _scores(self, net: Network, group: Group) -> Scores:
+        """How great each channel of a group is."""
+        places = group.by_role(FILTER if self.rank == "l1" else SCALE)
+        norms = [_norms(net.tensors[place.tensor], place.axis)[place.indices] for place in places]
+        score: Scores = np.concatenate(norms, axis=1).mean(1)
+        relative = self.rank == "l1" and self.per == "network"
+        return score / (score.mean() or 1.0) if relative else score
+
+    def _counts(self, scores: Sequence[Scores]) -> list[int]:
+        """How many channels of each group stay."""
+        sizes = [len(score) for score in scores]
+        if self.per == "network" and scores:
+            best = np.argsort(-np.concatenate(scores), kind="stable")[: round(self.density * sum(sizes))]
+            counts = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[best], minlength=len(sizes)).tolist()
+        else:
+            counts = [round(self.density * size) for size in sizes]
+        rounded = [max(round(count / self.multiple), 1) * self.multiple for count in counts]
+        return [min(count, size) for count, size in zip(rounded, sizes, strict=True)]
+
+
+def _norms(weight: Tensor, axis: int) -> Scores:
+    """The L1 norm of each slice of a weight along an axis."""
+    norms: Scores = weight.detach().double().abs().movedim(axis, 0).reshape(weight.shape[axis], -1).sum(1).numpy()
+    return norms
+
+
+def _sizes(net: Network, channels: Channels) -> dict[str, int]:
+    """Filters and weights of the whole network."""
+    own = [name for name in net.tensors if name not in net.tied and _ROLES[net.roles.get(name, 0)] == "parameter"]
+    return {
+        "filters": sum(net.tensors[name].shape[axis] for name, axis in channels.filters),
+        "weights": sum(net.tensors[name].numel() for name in own),
+    }
+
+
+def _replace(net: Network, graph: Graph, smaller: dict[str, Tensor]) -> None:
+    """Make a network what is left of it: its tensors, its operations and its module."""
+    assert net.captured is not None
+    formed = [name for name in smaller if net.form(name) is not None]
+    if formed:
+        raise UsageError(f"prune-filters: {formed[0]} has a form already: steps that choose forms come after this one")
+    net.tensors = {
+        **net.tensors,
+        **smaller,
+        **{name: smaller[first] for name, first in net.tied.items() if first in smaller},
+    }
+    names, constants = net.captured.names, net.captured.constants
+    net.captured = Captured(graph, names, {name: net.tensors[name] for name in constants})
+    own = {name: tensor.detach().clone() for name, tensor in net.tensors.items() if name not in net.tied}
+    tensors = [(name, own[net.tied.get(name, name)], _ROLES[net.roles.get(name, 0)]) for name in net.tensors]
+    net.module = Interpreter(graph, names, tensors)
