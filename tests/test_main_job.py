@@ -12,24 +12,31 @@ import deepcomp
 
 LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]  # CIFAR-10 is decoded from JPEG at each pass
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-# network, data, recipe, the least ratio and the largest drop in points
+BRIEF = {"prune.rounds": 1, "prune.retrain.epochs": 1, "finetune.epochs": 1, "prune.density": 0.1}
+UNTRAINED = {"prune.rounds": 1, "prune.retrain.epochs": 0, "finetune.epochs": 0, "prune.density": 0.5}
+# network, data, recipe, settings, the least ratio and the largest drop in points
 JOBS = [
-    ("lenet-300-100", "mnist", "lossless", 1.17, 0.0),
-    ("lenet-300-100", "mnist", "uniform", 4.5, 0.1),
-    ("lenet-300-100", "mnist", "deep-compression", 10.0, 0.3),
-    pytest.param("lenet-5", "mnist", "lossless", 1.17, 0.0, marks=pytest.mark.slow),
-    ("lenet-5", "mnist", "deep-compression", 9.5, 0.3),
-    pytest.param("resnet20", "cifar10", "lossless", 1.17, 0.0, marks=LONG),
-    pytest.param("resnet20", "cifar10", "uniform", 4.0, 0.3, marks=LONG),
-    pytest.param("resnet20", "cifar10", "deep-compression", 8.5, 4.0, marks=LONG),
+    ("lenet-300-100", "mnist", "lossless", {}, 1.17, 0.0),
+    ("lenet-300-100", "mnist", "uniform", {}, 4.5, 0.1),
+    ("lenet-300-100", "mnist", "deep-compression", BRIEF, 33.0, 1.0),
+    pytest.param("lenet-5", "mnist", "lossless", {}, 1.17, 0.0, marks=pytest.mark.slow),
+    ("lenet-5", "mnist", "deep-compression", UNTRAINED, 9.0, 0.5),
+    pytest.param("lenet-5", "mnist", "deep-compression", BRIEF, 33.0, 0.5, marks=LONG),
+    pytest.param("resnet20", "cifar10", "lossless", {}, 1.17, 0.0, marks=LONG),
+    pytest.param("resnet20", "cifar10", "uniform", {}, 4.0, 0.3, marks=LONG),
+    pytest.param("resnet20", "cifar10", "deep-compression", UNTRAINED, 7.5, 5.0, marks=LONG),
 ]
 
 
-@pytest.mark.parametrize(("model", "data", "recipe", "ratio", "drop"), JOBS)
-def test_compressed_verified_and_run_from_the_file_alone(model, data, recipe, ratio, drop, data_dir, tmp_path):
+@pytest.mark.parametrize(("model", "data", "recipe", "settings", "ratio", "drop"), JOBS)
+def test_compressed_verified_and_run_from_the_file_alone(
+    model, data, recipe, settings, ratio, drop, data_dir, tmp_path
+):
     weights = data_dir / "resnet20-cifar10.safetensors" if model == "resnet20" else CHECKPOINTS / f"{model}.safetensors"
     out = tmp_path / "x.dcz"
-    report = deepcomp.compress(weights, out, recipe=recipe, model=model, data=data, data_dir=data_dir)
+    report = deepcomp.compress(
+        weights, out, recipe=recipe, model=model, data=data, data_dir=data_dir, settings=settings
+    )
     assert not report.warnings
     assert report.ratio >= ratio
     assert report.metric["drop"] <= drop
