@@ -5,28 +5,32 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepcomp.entry import CONSTANT
-from deepcomp.errors import FormatError
-from deepcomp.loader import File
+from deepcomp.errors import FormatError, InputError
+from deepcomp.loader import File, load_state_dict
+from deepcomp.model import sources
 
 __all__ = ["verify"]
 
 
 def verify(
-    path: str | os.PathLike[str], *, against: Mapping[str, Tensor] | None = None, max_bytes: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    against: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
+    max_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Check every byte of a file, decode every tensor, and compare with the originals if given.
 
     Parameters
     ----------
     path : path-like
-    against : mapping of str to Tensor, optional
-        The original tensors.
+    against : mapping of str to Tensor, or path-like, optional
+        The original tensors, or a file or folder of them.
     max_bytes : int, optional
         See `loader.File`.
 
@@ -43,9 +47,10 @@ def verify(
         If anything about the file is wrong, or its tensors are not the originals' by name, shape
         and type.
     InputError
-        If the file cannot be read.
+        If the file, or that of the originals, cannot be read.
     """
-    rows: list[dict[str, Any]] = []
+    if isinstance(against, (str, os.PathLike)):
+        against = _originals(Path(against), max_bytes)
     with File(path, max_bytes) as file:
         file.reader.check()
         file.metadata  # noqa: B018 (raises where it is no JSON object)
@@ -55,21 +60,32 @@ def verify(
         if against is not None and names != set(against):
             odd = sorted(names ^ set(against))
             where = "the original" if odd[0] in names else path
-            raise FormatError(f"{path}: {odd[0]!r} is missing in {where} ({len(odd)} names differ)")
+            raise FormatError(f"{path}: {odd[0][:200]!r} is missing in {where} ({len(odd)} names differ)")
+        named: dict[str, list[str]] = {}  # each tensor that is decoded, and the names it stands under
         for name, entry in file.entries.items():
-            if against is None and entry.source is not None:  # what it refers to is decoded under its own name
-                rows.append({"name": name})
-                continue
-            tensor = file.get_tensor(name)
-            if entry.role != CONSTANT:
-                rows.append({"name": name, **({} if against is None else _error(path, name, tensor, against[name]))})
+            named.setdefault(name if entry.source is None else file.names[entry.source], []).append(name)
+        errors: dict[str, dict[str, Any]] = {}
+        for first, like in named.items():
+            tensor = file.get_tensor(first)
+            if against is not None:
+                errors |= {name: _error(path, name, tensor, against[name]) for name in like if name in names}
+        rows = [{"name": name, **errors.get(name, {})} for name in file.entries if name in names]
         return {"file": os.fspath(path), "bytes": file.reader.size, "tensors": rows}
+
+
+def _originals(path: Path, max_bytes: int | None) -> Mapping[str, Tensor]:
+    if path.suffix != ".dcz":
+        return sources.from_path(path).tensors
+    try:
+        return load_state_dict(path, max_bytes=max_bytes)
+    except FormatError as error:  # which says nothing against the file that is verified
+        raise InputError(str(error)) from None
 
 
 def _error(path: str | os.PathLike[str], name: str, found: Tensor, original: Tensor) -> dict[str, Any]:
     if (found.dtype, found.shape) != (original.dtype, original.shape):
         expected = f"{original.dtype} {tuple(original.shape)} expected"
-        raise FormatError(f"{path}: {name}: {found.dtype} {tuple(found.shape)} found, {expected}")
+        raise FormatError(f"{path}: {name[:200]!r}: {found.dtype} {tuple(found.shape)} found, {expected}")
     same = bool(_bytes(found).equal(_bytes(original)))
     row: dict[str, Any] = {"identical": same, "largest": 0.0, "rms": 0.0, "snr": None}
     if same or not found.numel():

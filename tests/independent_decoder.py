@@ -23,7 +23,8 @@ TYPES, ROLES = NAMES.split(), ["parameter", "buffer", "constant"]
 WORD_BYTES = [4, 2, 2, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1, 1, 1, 1, 1, 1, 4, 8]
 FLOATS = {0: (8, 23), 1: (5, 10), 2: (8, 7), 3: (11, 52)}  # bits of exponent and fraction
 BOOL, ROTATED, WORDS = 12, {0, 1, 2, 3, 18, 19}, [1] * 18 + [2, 2]  # words of an element
-RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED, TABLE_BYTES = 1, 2, 3, 4, 5, 6, [1, 2, 4, 8, 4, 1]
+RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED = 1, 2, 3, 4, 5, 6
+TABLE_BYTES, WORD_TABLES = [1, 2, 4, 8, 4, 1], {1: 0, 2: 1, 4: 2, 8: 3}  # the type of a table of words, by their bytes
 GAPS = {134, *range(100, 128), *range(154, 160), *range(171, 176), *range(187, 192), 206, 207, *range(229, 240)}
 GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432)}
 OPERATIONS = {*range(461)} - GAPS
@@ -76,8 +77,10 @@ class Source(io.BytesIO):
     def signed(self) -> int:
         return unfold(self.varint())
 
-    def text(self) -> str:
-        return self.take(self.varint()).decode()
+    def text(self, most: int) -> str:
+        length = self.varint()
+        need(length <= most, "a text above the limit")
+        return self.take(length).decode()
 
     def fields(self, widths: list[int]) -> list[int]:
         count, found = sum(widths), []
@@ -109,6 +112,7 @@ def decode(data: bytes, max_bytes: int | None = None) -> File:
             elif kind == 1:
                 graph = read_graph(Source(head), sum(record[0] == 0 for record in records))
             else:
+                need(len(head) <= 2**20, "metadata above the limit")
                 metadata = json.loads(head.decode(), parse_constant=lambda name: need(False, "no JSON"))
             crc, filled = zlib.crc32(body, crc), filled + size
             if last and filled:
@@ -131,11 +135,12 @@ def index(source: Source) -> list[tuple[int, int, str, bytes, int]]:
         plain = inflater.decompress(source.read(), length + 1)
         need(inflater.eof and not inflater.unused_data and len(plain) == length, "the deflate stream of the index")
         source = Source(plain)
-    records = []
-    for _ in range(source.varint()):
+    count, records = source.varint(), []
+    need(count <= 2**21, "more records than allowed")
+    for _ in range(count):
         kind, last = divmod(source.varint(), 2)
-        name = source.text()
-        need(kind <= 2 and len(name.encode()) <= 65536, "an unknown kind, or a name too long")
+        need(kind <= 2, "an unknown kind")
+        name = source.text(65536)
         records.append((kind, last, name, source.take(source.varint()), source.varint()))
     need(len({(kind, name) for kind, _, name, _, _ in records}) == len(records), "two records with one name")
     source.end()
@@ -148,7 +153,9 @@ def tensor(name: str, head: Source, body: bytes, earlier: list[Tensor], limit: i
     rank = head.varint()
     need(kind < len(TYPES) and role < len(ROLES) and rank <= 32, "an unknown type or role, or too many dimensions")
     shape = [head.varint() for _ in range(rank)]
-    need(math.prod(shape) * WORD_BYTES[kind] * WORDS[kind] <= limit, "more dense bytes than allowed")
+    size = WORD_BYTES[kind] * WORDS[kind]
+    need(math.prod(max(n, 1) for n in shape) * size <= 2**62, "a shape beyond all bounds")
+    need(math.prod(shape) * size <= limit, "more dense bytes than allowed")
     form, same_as = head.number(), None
     if form in (126, 127):
         same_as = head.varint()
@@ -156,8 +163,10 @@ def tensor(name: str, head: Source, body: bytes, earlier: list[Tensor], limit: i
         data, named = earlier[same_as].data, earlier[same_as]
         need((named.dtype, named.shape, named.same_as) == (TYPES[kind], shape, None), "a reference to another kind")
     else:
-        words = tensor_words(parts(form, head, Source(body), math.prod(shape), WORDS[kind]), kind, shape)
-        need(kind != BOOL or max(words, default=0) <= 1, "a bool is 0 or 1")
+        found = parts(form, head, Source(body), math.prod(shape), WORDS[kind])
+        alone = [part.form for part in found] == [RAW]
+        need(alone or (math.prod(shape) and WORDS[kind] == 1), "raw alone: a complex type, or no elements")
+        words = tensor_words(found, kind, shape)
         data = b"".join(word.to_bytes(WORD_BYTES[kind], "little") for word in words)
     head.end()
     return Tensor(name, ROLES[role], TYPES[kind], shape, data, same_as, form == 127)
@@ -190,19 +199,19 @@ def parts(form: int, head: Source, body: Source, elements: int, words: int) -> l
 def tensor_words(parts: list[Part], kind: int, shape: list[int]) -> list[int]:
     """Sections 4, 4.3 and 4.4: the words of a whole tensor, whatever its parts."""
     (form, facts, arrays, tables), *inner = parts
-    each, elements, counts = WORDS[kind], math.prod(shape), (len(facts), len(arrays), len(tables))
+    elements, counts = math.prod(shape), (len(facts), len(arrays), len(tables))
     if form == ROWS:
         need(counts == (1, 1, 0) and inner and inner[0].form != ROWS and shape, "rows")
         need(max(arrays[0], default=-1) < facts[0] <= shape[0] == len(arrays[0]), "rows: slices")
-        slices, size = tensor_words(inner, kind, [facts[0], *shape[1:]]), math.prod(shape[1:]) * each
+        slices, size = tensor_words(inner, kind, [facts[0], *shape[1:]]), math.prod(shape[1:])
         return [word for row in arrays[0] for word in slices[row * size : (row + 1) * size]]
     if form == MASK:
         need(counts == (0, 1, 0) and len(inner) == 1 and inner[0].form in (RAW, CODEBOOK, GRID), "mask")
         positions = [position - 1 for position in itertools.accumulate(gap + 1 for gap in arrays[0])]
         need(not positions or positions[-1] < elements, "mask: a position beyond the tensor")
-        words, values = [0] * (elements * each), iter(form_values(inner[0], kind, shape, positions))
-        for position in positions:
-            words[position * each : (position + 1) * each] = itertools.islice(values, each)
+        words = [0] * elements
+        for position, word in zip(positions, form_values(inner[0], kind, shape, positions), strict=True):
+            words[position] = word
         return words
     need(not inner, "a part behind values")
     return form_values(parts[0], kind, shape, range(elements))
@@ -213,17 +222,19 @@ def form_values(part: Part, kind: int, shape: list[int], positions: list[int] | 
     need(part.form in (RAW, CODEBOOK, GRID, SHIFTED), "an unknown form")
     words = {RAW: raw, CODEBOOK: codebook, GRID: grid, SHIFTED: shifted}[part.form](part, kind, shape, positions)
     need(len(words) == len(positions) * WORDS[kind], "another number of values")
+    need(kind != BOOL or max(words, default=0) <= 1, "a bool is 0 or 1")
     return words
 
 
 def raw(part: Part, kind: int, *_: object) -> list[int]:
     """Section 4.1."""
     stored, *more = part.facts or [kind]
-    need(not more and (stored == kind or {stored, kind} <= FLOATS.keys()), "raw: no such conversion")
+    widened = {stored, kind} <= FLOATS.keys() and WORD_BYTES[stored] < WORD_BYTES[kind]
+    need(not more and (stored == kind or widened), "raw: no such conversion")
     size, planes, words = WORD_BYTES[stored], part.arrays, []
     if part.tables:
         table, words = part.tables[0]
-        need(not planes and TABLE_BYTES[table] == size, "raw: words")
+        need(not planes and WORD_TABLES[size] == table, "raw: words")
     else:
         need(len(planes) == size and len({len(plane) for plane in planes}) == 1, "raw: planes")
         words = [int.from_bytes(word, "little") for word in zip(*planes, strict=True)]  # refuses what is no byte
@@ -247,7 +258,8 @@ def codebook(part: Part, kind: int, *_: object) -> list[int]:
     """Section 4.2."""
     need((len(part.facts), len(part.arrays), len(part.tables)) == (0, 1, 1), "codebook")
     (table, values), indices = part.tables[0], part.arrays[0]
-    need(TABLE_BYTES[table] == WORD_BYTES[kind] and max(indices, default=-1) < len(values), "codebook: entries")
+    need(WORD_TABLES[WORD_BYTES[kind]] == table and max(indices, default=-1) < len(values), "codebook: entries")
+    need(kind != BOOL or max(values, default=0) <= 1, "a bool is 0 or 1, used or not")
     return [values[i] for i in indices]
 
 
@@ -255,14 +267,15 @@ def grid(part: Part, kind: int, shape: list[int], positions: list[int] | range) 
     """Section 4.5."""
     need((len(part.facts), len(part.tables)) == (6, 1) and kind in FLOATS, "grid")
     (bits, symmetric, axis, group, size, lowest), (table, scale) = part.facts, part.tables[0]
-    need(1 <= bits <= 16 and symmetric in (0, 1) and -1 <= axis < len(shape) and size >= 0, "grid: facts")
+    need(1 <= bits <= 16 and symmetric in (0, 1) and -1 <= axis < len(shape), "grid: facts")
     need(len(part.arrays) == 2 - symmetric and len(part.arrays[0]) == len(positions), "grid: arrays")
-    need(axis < 0 or size or group > 0, "grid: group")
     C, inner = (shape[axis], math.prod(shape[axis + 1 :])) if axis >= 0 else (1, math.prod(shape))
     J = math.prod(shape[: max(axis, 0)]) * inner
+    need(1 <= group <= C and 0 <= size <= (J if axis >= 0 else 0) and (group == 1 or size == 0), "grid: blocks")
     blocks = 1 if axis < 0 else C * -(-J // size) if size else -(-C // group)
     zero_point = [2 ** (bits - 1) - 1] * len(scale) if symmetric else part.arrays[1]
     need(table in (4, 5) and len(scale) == len(zero_point) == blocks, "grid: type of scale, or number of blocks")
+    need(max(zero_point) < 2**bits, "grid: a zero-point beyond the grid")
     if table == 5:
         scale = [word_of(math.ldexp(1, e - (e >> 7 << 8)), 0) for e in scale]
     need(all(s >> 23 & 255 != 255 for s in scale), "grid: a scale that is not finite")
@@ -270,9 +283,8 @@ def grid(part: Part, kind: int, shape: list[int], positions: list[int] | range) 
     for q, position in zip(part.arrays[0], positions, strict=True):
         c, j = position // inner % C, position // inner // C * inner + position % inner
         block = 0 if axis < 0 else c * -(-J // size) + j // size if size else c // group
-        steps = q + lowest - zero_point[block]
-        need(0 <= q + lowest < 2**bits - symmetric and abs(steps) <= 2**24, "grid: q or zero_point")
-        product = float_of(scale[block], 0) * float(steps)  # of 24 and 25 bits: exact in binary64
+        need(0 <= q + lowest < 2**bits - symmetric, "grid: an integer beyond the grid")
+        product = float_of(scale[block], 0) * float(q + lowest - zero_point[block])  # of 24 and 17 bits: exact
         values.append(word_of(float_of(word_of(product, 0), 0), kind))
     return values
 
@@ -423,24 +435,39 @@ def read_graph(head: Source, tensors: int) -> list[Any]:
             need(depth < 4, "lists nest too deep")
             items = range(n if kind == 3 else head.varint())
             if (kind, n) == (4, 5):
-                return ["mapping", [[head.text(), value(outputs, depth + 1)] for _ in items]]
+                pairs = [[head.text(255), value(outputs, depth + 1)] for _ in items]
+                need(len({name for name, _ in pairs}) == len(pairs), "two outputs of one name")
+                return ["mapping", pairs]
             return ["tuple" if outputs and kind == 3 else "list", [value(outputs, depth + 1) for _ in items]]
         if kind == 4:
             return pick([None, False, True], n)
-        if kind in (5, 6):
-            return ["dtype", pick(TYPES[:18], n)] if kind == 5 else head.take(n).decode()
-        return float(f"{head.signed()}e{unfold(n - 1)}") if n else struct.unpack("<d", head.take(8))[0]
+        if kind == 5:
+            return ["dtype", pick(TYPES[:18], n)]
+        if kind == 6:
+            need(n <= 255, "a text above the limit")
+            return head.take(n).decode()
+        if n == 0:
+            return struct.unpack("<d", head.take(8))[0]
+        need(abs(unfold(n - 1)) <= 400, "an exponent beyond 400")
+        number = float(f"{head.signed()}e{unfold(n - 1)}")
+        need(math.isfinite(number), "a number that overflows")
+        return number
 
     for _ in range(head.varint()):
-        name, kind = head.text(), pick(TYPES[:18], head.number())
-        sizes = [head.varint() for _ in range(head.varint())]
+        name, kind, rank = head.text(255), pick(TYPES[:18], head.number()), head.varint()
+        need(name.isidentifier() and rank <= 16, "the name or the rank of an input")
+        sizes = [head.varint() for _ in range(rank)]
+        need(max(sizes, default=0) <= 2**48, "a size of an input")
         inputs.append([name, kind, [size - 1 if size else None for size in sizes]])
     values = len(inputs)
+    need(len({name for name, _, _ in inputs}) == values, "two inputs of one name")
     for _ in range(head.varint()):
         operation, counts = head.varint(), head.number()
         args = [value() for _ in range(counts & 15)]
         kwargs = [[head.number(), value()] for _ in range(counts >> 4)]
-        need(operation in OPERATIONS and all(keyword <= 20 for keyword, _ in kwargs), "an operation or a keyword")
+        keywords = {keyword for keyword, _ in kwargs}
+        need(operation in OPERATIONS and max(keywords, default=0) <= 20, "an operation or a keyword")
+        need(len(keywords) == len(kwargs), "a keyword twice")
         nodes.append([operation, args, kwargs])
         values += 1
     outputs = value(outputs=True)

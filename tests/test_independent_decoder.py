@@ -1,4 +1,7 @@
-"""The exam of `docs/format.md`: a decoder written from it alone reads the golden files, and refuses damaged ones."""
+"""The exam of `docs/format.md`: a decoder written from it alone reads the golden files, and refuses damaged ones.
+
+It refuses what deepcomp refuses too; `attacks/test_both_decoders.py` compares the two further.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from typing import Any
 
 import pytest
 from independent_decoder import decode
+
+import deepcomp
+from deepcomp.errors import FormatError
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.dcz"))
 NAMES = [path.stem for path in GOLDEN]
@@ -87,6 +93,7 @@ def test_a_truncated_file_is_refused(name: str):
         decode(data + b"\0")
 
 
+ONE = "0000803f"  # as a binary32
 BODY = bytes.fromhex("0000803f 00000040")
 CHUNK = BODY + zlib.crc32(BODY).to_bytes(4, "little")
 HEAD = bytes.fromhex("00 0102 01 80 0202")  # float32, a parameter; [2]; raw, a table of two u32
@@ -97,14 +104,41 @@ def one(head: bytes, kind: int = 1, size: int = 8) -> bytes:
     return bytes([0, 1, kind, 1]) + b"w" + bytes([len(head)]) + head + bytes([size])
 
 
+def tensor(head: str, body: str) -> tuple[bytes, bytes]:
+    """Chunks and index of a file of one tensor, head and body in hexadecimal."""
+    raw = bytes.fromhex(body)
+    return raw + zlib.crc32(raw).to_bytes(4, "little") * bool(raw), one(bytes.fromhex(head), size=len(raw))
+
+
+def grid(facts: str, zero_point: str = "", scales: int = 1) -> tuple[bytes, bytes]:
+    """A grid over float32 [2, 3] with these facts, whose integers are all 0."""
+    arrays = f"96 {facts} 0002 0202" if zero_point else f"8e {facts} 0002"
+    return tensor(f"00 020203 05 {arrays} 04 {scales:02x}", f"0000 {zero_point} {ONE * scales}")
+
+
+def graph(content: str) -> tuple[bytes, bytes]:
+    """A file of nothing but this graph, which refers to no tensors."""
+    head = bytes.fromhex("00" + content)
+    return b"", bytes([0, 1, 3, 0, len(head)]) + head + b"\0"
+
+
 def test_a_sealed_file_is_read():
     assert decode(sealed(CHUNK, one(HEAD))).tensors[0].data == BODY
     assert decode(sealed(b"", b"\0\0")).tensors == []
     assert decode(sealed(CHUNK, one(HEAD), b"\x93DCZ\x01\x09")).tensors[0].data == BODY
-    graph = bytes.fromhex("00 01 0300 07 00 00 01 8501 00 00 00")  # one node of operation 133, which is the output
-    assert decode(sealed(b"", graph)).graph == [[], [[133, [], []]], ["value", 0]]
+    node = graph("00 01 8501 00 00")  # of operation 133; it is the output
+    assert decode(sealed(*node)).graph == [[], [[133, [], []]], ["value", 0]]
 
 
+RIGHT = {
+    "words of an own type": tensor("00 0102 01 80 0202", ONE * 2),
+    "words of a narrower type": tensor("0c 0101 01 81 00 0201", ONE),
+    "a codebook": tensor("00 0102 02 88 0002 0201", f"0000 {ONE}"),
+    "a grid of one block": grid("04 02 01 02 00 00"),
+    "a grid of two blocks a channel": grid("04 02 00 02 04 00", scales=4),
+    "a grid with a zero-point": grid("04 00 01 02 00 00", "0003"),
+    "an input that is the output": graph("01 0178 00 0102 00 00"),
+}
 WRONG = {
     "a greater major version": (CHUNK, one(HEAD), b"\x93DCZ\x02\x00"),
     "a byte between chunks and index": (CHUNK + b"\0", one(HEAD)),
@@ -123,11 +157,45 @@ WRONG = {
     "a mask with no values": (CHUNK, one(bytes.fromhex("00 0102 03 80 0202"))),
     "a reference to itself": (b"", one(bytes.fromhex("00 0102 7f 00"), size=0)),
     "more than the limit": (b"", one(bytes.fromhex("00 0501ffff03ffff03ffff03ffff03 01 80 0200"), size=0)),
-    "a graph of an unknown operation": (b"", bytes.fromhex("00 01 0300 07 00 00 01 8601 00 00 00")),
+    "a graph of an unknown operation": graph("00 01 8601 00 00"),
+    "words in a table of binary32": tensor("00 0102 01 80 0402", ONE * 2),
+    "words in a table of signed bytes": tensor("20 0102 01 80 0502", "0000"),
+    "a codebook in a table of binary32": tensor("00 0102 02 88 0002 0401", f"0000 {ONE}"),
+    "words of a wider type": tensor("04 0101 01 81 00 0201", ONE),
+    "words of another type of that width": tensor("04 0101 01 81 04 0101", "803f"),
+    "words of integers": tensor("00 0101 01 81 10 0001", "01"),
+    "a group without an axis": grid("04 02 01 04 00 00"),
+    "a block without an axis": grid("04 02 01 02 02 00"),
+    "a group of no channels": grid("04 02 00 00 00 00"),
+    "a group beyond the dimension": grid("04 02 00 06 00 00"),
+    "a block beyond the channel": grid("04 02 00 02 08 00", scales=2),
+    "a block of -1": grid("04 02 00 02 01 00", scales=2),
+    "groups and blocks": grid("04 02 00 04 02 00", scales=6),
+    "a zero-point beyond the grid": grid("04 00 01 02 00 00", "0004"),
+    "a codebook of a tensor without elements": tensor("00 0100 02 88 0002 0201", f"0000 {ONE}"),
+    "a codebook without entries": tensor("00 0102 02 88 0002 0200", "0000"),
+    "a bool of 2 that nothing uses": tensor("30 0102 02 88 0002 0002", "0000 0002"),
+    "no elements, of 2^63 slices": tensor("00 0200ffffffffffffffff7f 01 80 0200", ""),
+    "an input without a name": graph("01 00 00 0102 00 00"),
+    "an input of a name that is none": graph("01 012d 00 0102 00 00"),
+    "two inputs of one name": graph("02 0178 00 0102 0178 00 0102 00 00"),
+    "an input of 17 dimensions": graph(f"01 0178 00 11 {'02' * 17} 00 00"),
+    "a number times 10^401": graph("01 0178 00 0102 00 9f32 02"),
+    "two outputs of one name": graph("01 0178 00 0102 00 2c 02 0178 00 0178 00"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_the_text_does_not_allow_is_refused(wrong: str):
+def test_what_the_text_does_not_allow_is_refused_by_both(wrong: str, tmp_path: Path):
+    (tmp_path / "x.dcz").write_bytes(sealed(*WRONG[wrong]))
     with pytest.raises(ValueError):  # noqa: PT011
         decode(sealed(*WRONG[wrong]))
+    with pytest.raises(FormatError):
+        deepcomp.verify(tmp_path / "x.dcz")
+
+
+@pytest.mark.parametrize("right", RIGHT)
+def test_what_is_wrong_there_is_that_alone(right: str, tmp_path: Path):
+    (tmp_path / "x.dcz").write_bytes(sealed(*RIGHT[right]))
+    deepcomp.verify(tmp_path / "x.dcz")
+    decode(sealed(*RIGHT[right]))

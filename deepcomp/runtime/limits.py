@@ -133,6 +133,11 @@ def _repeated(call: _Call) -> Any:
     return _volume(call["self"].shape) * (times if isinstance(times, int) else math.prod(times))
 
 
+def _pooled(call: _Call) -> int:
+    """Padding is at most half a window, so that a side grows by one at most."""
+    return _volume(size + 1 for size in call["self"].shape)
+
+
 def _padded(call: _Call) -> Any:
     around = call["pad"] if "pad" in call else call["padding"]
     added = [before + after for before, after in zip(around[::2], around[1::2], strict=True)]
@@ -260,6 +265,8 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
         _together: """cat stack hstack vstack dstack diff searchsorted.Tensor lstm_cell gru_cell rnn_tanh_cell
             rnn_relu_cell""",
         _multiplied: "outer meshgrid meshgrid.indexing",
+        _pooled: """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+            max_pool2d_with_indices max_pool3d_with_indices""",
         _sized: "zeros ones full new_zeros new_ones new_full expand broadcast_to",
         _repeated: "repeat tile repeat_interleave.self_int",
         _padded: """pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
@@ -284,7 +291,7 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
         lambda c: abs((c["end"] - c.get("start", 0)) / c.get("step", 1)) + 1: "arange arange.start arange.start_step",
         lambda c: c["steps"]: "linspace",
         lambda c: c["n"] ** 2: "eye",
-        lambda c: 2 * _volume(c["size"]): "affine_grid_generator",
+        lambda c: (len(c["size"]) - 2) * _volume((c["size"][0], *c["size"][2:])): "affine_grid_generator",
         lambda c: _spread([c["self"].shape, c["mask"].shape]): "masked_scatter",
         lambda c: _volume(c["self"].shape) * c["num_classes"] if c["num_classes"] >= 0 else sys.maxsize: "one_hot",
         lambda c: _volume(c["index"].shape): "gather",

@@ -173,11 +173,11 @@ def codebook(index: bytes, *values: float, count: int | None = None) -> Part:
     return Part(CODEBOOK, (), (Array(index, count),), (Table(2, struct.pack(f"<{len(values)}f", *values)),))
 
 
-def mask(gaps: bytes, count: int) -> Part:
+def mask(gaps: bytes, count: int | None) -> Part:
     return Part(MASK, (), (Array(gaps, count),))
 
 
-def rows(index: bytes, count: int, distinct: int) -> Part:
+def rows(index: bytes, count: int | None, distinct: int) -> Part:
     return Part(ROWS, (distinct,), (Array(index, count),))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from limits import MEMORY, limited
+from independent_decoder import decode
+from limits import MEMORY, SECONDS, limited
 
 import deepcomp
 from deepcomp import jit
@@ -25,15 +26,29 @@ def bounded() -> Iterator[Any]:
 def refused(tmp_path: Path, bounded: Any) -> Callable[..., None]:
     """Insist that each reader refuses a file with one line that names it and what was found."""
 
-    def check(data: bytes, found: str, *reads: Callable[[Path], Any], memory: int = MEMORY) -> None:
+    def check(
+        data: bytes, found: str, *reads: Callable[[Path], Any], memory: int = MEMORY, seconds: float = SECONDS
+    ) -> None:
         path = tmp_path / "x.dcz"
         path.write_bytes(data)
         for read in reads or (deepcomp.verify, deepcomp.load_state_dict):
-            with bounded(memory), pytest.raises(FormatError, match=found) as caught:
+            with bounded(memory, seconds), pytest.raises(FormatError, match=found) as caught:
                 read(path)
             line = str(caught.value)
             assert line.startswith(f"{path}: ")
             assert "\n" not in line
             assert len(line) < 1000
+
+    return check
+
+
+@pytest.fixture
+def refused_by_both(refused: Callable[..., None]) -> Callable[..., None]:
+    """`refused`, and the independent decoder refuses the file as well."""
+
+    def check(data: bytes, found: str) -> None:
+        refused(data, found)
+        with pytest.raises(ValueError):  # noqa: PT011
+            decode(data)
 
     return check

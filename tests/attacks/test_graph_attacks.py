@@ -25,6 +25,7 @@ from build import (
     varint,
     words,
 )
+from independent_decoder import decode
 
 import deepcomp
 from deepcomp.errors import InputError
@@ -69,17 +70,9 @@ GRAPHS = {
     "a value without inputs": (graph(RELU, inputs=()), "a value 1 places back, 0 there"),
     "unknown operation": (graph(node(134, back())), "unknown operation 134"),
     "operation of 2^60": (graph(node(1 << 60, back())), "unknown operation 1152921504606846976"),
-    "no arguments": (graph(node(13)), "relu needs an argument self"),
-    "too many arguments": (graph(node(13, back(), back())), "relu takes 1 arguments, 2 found"),
     "unknown keyword": (graph(node(13, back(), keywords=((200, back()),))), "unknown keyword 200"),
-    "keyword of another operation": (graph(node(13, back(), keywords=((0, NONE),))), "relu takes no keyword dtype"),
     "a keyword twice": (graph(node(ADD, back(), back(), keywords=((2, integer(1)),) * 2)), "the keyword alpha twice"),
-    "a number for a type": (graph(node(TO_DTYPE, back(), integer(99))), "to.dtype takes no such dtype"),
     "unknown type": (graph(node(TO_DTYPE, back(), element_type(99))), "unknown dtype 99"),
-    "batch norm that trains": (
-        graph(node(BATCH_NORM, back(), *[stored()] * 4, TRUE, integer(0), integer(0), FALSE), tensors=(0, -1, -1, -1)),
-        "batch_norm as in training: it would be random or write",
-    ),
     "lists five deep": (graph(node(CAT, items(items(items(items(items(back()))))))), "lists more than 4 deep"),
     "lists a million deep": (graph(node(CAT, b"\x0b" * 1_000_000)), "lists more than 4 deep"),
     "a list of 2^40": (graph(node(CAT, items(back(), count=1 << 40))), "1099511627776 items, 1 bytes left|items"),
@@ -103,9 +96,28 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize(("record", "found"), GRAPHS.values(), ids=GRAPHS)
+# What is wrong with these only a reader finds that knows the operations.
+CALLS = {
+    "no arguments": (graph(node(13)), "relu needs an argument self"),
+    "too many arguments": (graph(node(13, back(), back())), "relu takes 1 arguments, 2 found"),
+    "keyword of another operation": (graph(node(13, back(), keywords=((0, NONE),))), "relu takes no keyword dtype"),
+    "a number for a type": (graph(node(TO_DTYPE, back(), integer(99))), "to.dtype takes no such dtype"),
+    "batch norm that trains": (
+        graph(node(BATCH_NORM, back(), *[stored()] * 4, TRUE, integer(0), integer(0), FALSE), tensors=(0, -1, -1, -1)),
+        "batch_norm as in training: it would be random or write",
+    ),
+}
+
+
+@pytest.mark.parametrize(("record", "found"), (GRAPHS | CALLS).values(), ids=GRAPHS | CALLS)
 def test_graph(record, found, refused):
     refused(file(W, record), rf"graph: .*({found}).*( at byte \d+)?$", deepcomp.load, deepcomp.verify)
+
+
+@pytest.mark.parametrize("record", [record for record, _ in GRAPHS.values()], ids=GRAPHS)
+def test_graph_with_the_independent_decoder(record):
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode(file(W, record))
 
 
 HUGE = 10**12

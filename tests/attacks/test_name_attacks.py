@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from build import back, file, graph, node, reference, tensor, words
+from build import back, deflated, file, graph, node, plain, reference, seal, tensor, words
 
 import deepcomp
+from deepcomp.runtime import interpreter
 
 W = tensor("w", (2,), words(1, 2))
 RELU = node(13, back())
@@ -47,3 +48,30 @@ def test_a_tensor_is_not_a_part_at_once(names, refused):
 
 def test_a_tied_name_that_collides_is_refused(refused):
     refused(file(W, reference("w.w", (2,), 0), graph(RELU)), "goes through a tensor of the name 'w'", deepcomp.load)
+
+
+def tree(names: int, parts: int) -> bytes:
+    """A network of so many empty tensors, each of whose names is a path of its own through so many parts."""
+    below = ".".join(["a"] * parts)
+    tensors = [tensor(f"{number}.{below}", (0,), words(), last=number == names - 1) for number in range(names)]
+    return seal(b"", deflated(plain([*tensors, graph(RELU)])[1:]))
+
+
+def test_names_that_make_too_many_parts_are_refused(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(interpreter, "MAX_MODULES", 60)
+    refused(tree(7, 10), "more than 60 parts in the names of the tensors", deepcomp.load, deepcomp.verify)
+    (tmp_path / "x.dcz").write_bytes(tree(6, 10))
+    assert sum(1 for _ in deepcomp.load(tmp_path / "x.dcz").modules()) == 1 + 60
+
+
+def test_parts_that_names_share_count_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(interpreter, "MAX_MODULES", 3)
+    (tmp_path / "x.dcz").write_bytes(file(*(tensor(f"a.b.c.{i}", (2,), words(1, 2)) for i in range(9)), graph(RELU)))
+    assert len(deepcomp.load(tmp_path / "x.dcz").state_dict()) == 9
+
+
+@pytest.mark.slow
+def test_a_small_file_of_too_many_parts_is_refused_within_bounds(refused):
+    data = tree(interpreter.MAX_MODULES // 63 + 1, 63)
+    assert len(data) < 10_000
+    refused(data, "more than 131072 parts", deepcomp.load, memory=512 << 20, seconds=60)

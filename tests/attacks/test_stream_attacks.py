@@ -47,9 +47,9 @@ STREAMS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("stream", "found"), STREAMS.values(), ids=STREAMS)
-def test_stream(stream, found, refused):
+def test_stream(stream, found, refused_by_both):
     record = tensor("w", (3,), Part(CODEBOOK, (), (Array(stream),), (Table(2, bytes(4)),)))
-    refused(file(record), rf"tensor 'w' .* symbol stream: .*{found}.* at byte \d+$")
+    refused_by_both(file(record), rf"tensor 'w' .* symbol stream: .*{found}.* at byte \d+$")
 
 
 # 100,000 symbols in lanes of 2^10: the length of the shortest, the width of the differences, and these.
@@ -67,8 +67,8 @@ LENGTHS = {
 
 @pytest.mark.parametrize("coder", [b"\x02" + TWO, b"\x03\x08" + TWO + b"\0\0"], ids=["Huffman", "rANS"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_lanes(lengths, coder, refused):
+def test_lanes(lengths, coder, refused_by_both):
     record = tensor(
         "w", (MANY,), Part(CODEBOOK, (), (Array(coder + b"\x0a" + lengths + bytes(200)),), (Table(2, bytes(8)),))
     )
-    refused(file(record), r"tensor 'w' .* symbol stream: .* at byte \d+$")
+    refused_by_both(file(record), r"tensor 'w' .* symbol stream: .* at byte \d+$")
