@@ -34,6 +34,7 @@ slow: setup
 bench: setup
 	$(BIN)/python benchmarks/size.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/deep_compression.py
 
 format: setup
 	$(BIN)/ruff check --fix .

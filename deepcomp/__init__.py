@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deepcomp.errors import BudgetError, CaptureError, DeepcompError, FormatError, InputError, UsageError
+from deepcomp.errors import (
+    BudgetError,
+    CaptureError,
+    DeepcompError,
+    FormatError,
+    InputError,
+    MissingTensorError,
+    UsageError,
+)
 from deepcomp.loader import File, load, load_state_dict
 from deepcomp.loader import open_file as open
 from deepcomp.version import __version__
@@ -27,6 +35,7 @@ __all__ = [
     "File",
     "FormatError",
     "InputError",
+    "MissingTensorError",
     "Report",
     "UsageError",
     "__version__",

@@ -6,10 +6,10 @@ quality falls, so a bisection finds the place in a few runs; every run is in the
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deepcomp.container.writer import move, place
 from deepcomp.errors import BudgetError, UsageError
 from deepcomp.recipe import Recipe
+from deepcomp.report.strict_json import dumps
 
 if TYPE_CHECKING:
     from deepcomp.pipeline import Report
@@ -36,21 +37,40 @@ class Budget:
         How much worse the metric may get, in its own unit (percentage points of accuracy).
     curve : path-like, optional
         Where the whole size–quality curve goes, as JSON, with a drawing beside it.
+
+    Raises
+    ------
+    UsageError
+        If a limit is none that a file could meet.
     """
 
     max_size: int | None = None
     max_drop: float | None = None
     curve: str | os.PathLike[str] | None = None
 
+    def __post_init__(self) -> None:
+        size, worst = self.max_size, self.max_drop
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise UsageError(f"max_size = {size!r}: a whole number of bytes expected, 1 or more")
+        if worst is not None and not (isinstance(worst, (int, float)) and 0 <= worst < math.inf):
+            raise UsageError(f"max_drop = {worst!r}: a number expected, 0 or more")
+
     def __bool__(self) -> bool:
         return (self.max_size, self.max_drop, self.curve) != (None, None, None)
+
+    def targets(self) -> Iterator[Path]:
+        """What is written beside the file: the curve, then its drawing."""
+        if self.curve is not None:
+            yield Path(self.curve)
+            yield Path(self.curve).with_suffix(".svg")
 
     def missed(self, report: Report) -> str | None:
         """Why a file does not fit; None where it does."""
         if self.max_size is not None and report.output_bytes > self.max_size:
             return f"{report.output_bytes:,} bytes is the smallest found, at most {self.max_size:,} allowed"
         if self.max_drop is not None and _drop(report) > self.max_drop:
-            return f"a drop of {_drop(report):.4g} is the least found, at most {self.max_drop:.4g} allowed"
+            least = "found" if self.max_size is None else "that fits the size"
+            return f"a drop of {_drop(report):.4g} is the least {least}, at most {self.max_drop:.4g} allowed"
         return None
 
 
@@ -78,12 +98,16 @@ def search(
     ------
     BudgetError
         If nothing fits: the file at `out` is the nearest.
+    UsageError
+        If a curve is wanted, and nothing is there to draw it with.
     """
+    draw = _drawer() if budget.curve is not None else None
     key, values = recipe.dial or ("", [None])
     if key in settings:
         values = [settings[key]]
     reports: dict[int, Report] = {}
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    beside = Path(os.path.realpath(out))
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder:
 
         def at(place: int) -> Report:
             if place not in reports:
@@ -104,20 +128,22 @@ def search(
             chosen = values.index(default) if default in values else 0
         report = at(chosen)
         report.points = [_point(key, values[place], reports[place]) for place in sorted(reports)]
-        if budget.curve is not None:
-            _write_curve(Path(budget.curve), recipe.name, report.points)
         move(report.output, out, force)
         report.output = os.fspath(out)
+    if draw is not None:
+        curve = dumps({"recipe": recipe.name, "points": report.points}, indent=1).encode()
+        for path, content in zip(budget.targets(), (curve, draw(recipe.name, report.points)), strict=True):
+            place(path, content, force)
     missed = budget.missed(report)
     if missed:
-        raise BudgetError(missed, report)
+        raise BudgetError(f"budget not met: {missed}; the nearest is at {out}", report)
     return report
 
 
 def _drop(report: Report) -> float:
     assert report.metric is not None
     worse = report.metric["drop"]
-    return float("inf") if worse is None else float(worse)
+    return math.inf if worse is None or math.isnan(worse) else float(worse)
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:
@@ -139,12 +165,11 @@ def _point(key: str, value: Any, report: Report) -> dict[str, Any]:
     return point
 
 
-def _write_curve(path: Path, recipe: str, points: list[dict[str, Any]]) -> None:
+def _drawer() -> Callable[[str, list[dict[str, Any]]], bytes]:
     try:
         from deepcomp.report.plot import curve
     except ModuleNotFoundError:
         raise UsageError(
             "--pareto draws with matplotlib, which is not installed: pip install 'deepcomp[report]'"
         ) from None
-    place(path, json.dumps({"recipe": recipe, "points": points}, indent=1).encode(), force=True)
-    place(path.with_suffix(".svg"), curve(recipe, points), force=True)
+    return curve

@@ -7,10 +7,12 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 failu
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import signal
 import sys
+import threading
 import tomllib
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +21,13 @@ from typing import Any, NoReturn
 
 from deepcomp.errors import BudgetError, DeepcompError, FormatError, InputError, UsageError
 from deepcomp.report import table
+from deepcomp.report.strict_json import dumps
+from deepcomp.sizes import parse_size
 from deepcomp.version import __version__
 
 __all__ = ["main"]
 
 OK, FAILURE, USAGE, UNVERIFIED = 0, 1, 2, 3
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,22 +37,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILURE))  # so that temporary files are cleaned up
-    warnings.simplefilter("ignore")
+    with _stoppable(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return int(options.run(options) or OK)
+        except UsageError as error:
+            return _fail(error, USAGE, options.debug)
+        except (DeepcompError, OSError, MemoryError) as error:
+            return _fail(error, FAILURE, options.debug)
+        except KeyboardInterrupt as error:
+            return _fail(error, FAILURE, options.debug, "interrupted")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops the command as Ctrl-C does, so that temporary files are cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are another's business
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        return int(options.run(options) or OK)
-    except UsageError as error:
-        return _fail(error, USAGE, options.debug)
-    except (DeepcompError, OSError, MemoryError) as error:
-        return _fail(error, FAILURE, options.debug)
-    except KeyboardInterrupt:
-        return _fail(InputError("interrupted; nothing was written"), FAILURE, options.debug)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
 
 
-def _fail(error: BaseException, code: int, debug: bool) -> int:
+def _fail(error: BaseException, code: int, debug: bool, nameless: str = "") -> int:
+    """Say what is wrong in one line, behind the traceback where that is asked for."""
     if debug:
-        raise error
-    _say(f"deepcomp: {' '.join(str(error).split()) or type(error).__name__}")
+        traceback.print_exception(error)
+    _say(f"deepcomp: {' '.join(str(error).split()) or nameless or type(error).__name__}")
     return code
 
 
@@ -61,12 +82,13 @@ def _say(line: str) -> None:
 
 
 def _compress(options: argparse.Namespace) -> int:
+    from deepcomp.model.shapes import parse_inputs
     from deepcomp.pipeline import compress
 
     kept = Path(f"{options.output}.resume")
     if options.resume and not kept.is_dir():
         _say(f"deepcomp: nothing to resume at {kept}; the run starts anew")
-    missed = None
+    missed, before = None, _stamp(options.output)
     with _progress() as progress:
         try:
             report = compress(
@@ -74,23 +96,25 @@ def _compress(options: argparse.Namespace) -> int:
                 options.output,
                 recipe=options.recipe,
                 model=options.model,
-                example_inputs=_example(options.input),
+                example_inputs=parse_inputs(options.input),
                 data=options.data,
                 data_dir=options.data_dir,
                 settings=_settings(options.set),
-                max_size=None if options.max_size is None else _bytes(options.max_size),
+                max_size=options.max_size,
                 max_drop=options.max_drop,
                 pareto=options.pareto,
                 seed=options.seed,
                 jobs=options.jobs,
+                max_bytes=options.max_bytes,
                 force=options.force,
                 resume=options.resume,
                 progress=progress,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if kept.is_dir():
                 _say(f"deepcomp: training is kept in {kept}; --resume goes on from there")
-            raise
+            done = "not written" if _stamp(options.output) == before else "written, but not measured"
+            raise KeyboardInterrupt(f"{stop if stop.args else 'interrupted'}; {options.output} was {done}") from stop
         except BudgetError as error:
             if error.report is None:
                 raise
@@ -98,14 +122,19 @@ def _compress(options: argparse.Namespace) -> int:
     for warning in report.warnings:
         _say(f"deepcomp: warning: {warning}")
     if options.json:
-        print(json.dumps(report.to_dict()))
+        print(dumps(report.to_dict()))
     else:
         print(table.report(report))
-    if missed is not None:
-        return _fail(
-            InputError(f"budget not met: {missed}; the nearest is at {report.output}"), UNVERIFIED, options.debug
-        )
-    return OK
+    return OK if missed is None else _fail(missed, UNVERIFIED, options.debug)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Which file stands at a path, and since when; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 # --- the other commands -----------------------------------------------------------------------
@@ -115,9 +144,10 @@ def _decompress(options: argparse.Namespace) -> int:
     import torch
     from safetensors.torch import save
 
-    from deepcomp.container.writer import place
+    from deepcomp.container.writer import check_target, place
     from deepcomp.loader import File
 
+    check_target(Path(options.output), options.force, [Path(options.input_path)])
     with File(options.input_path, options.max_bytes) as file:
         names = set(file.keys())
         state = {name: tensor for name, tensor in file.tensors() if name in names}
@@ -137,71 +167,54 @@ def _decompress(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from deepcomp.container.writer import check_target, place
+    from deepcomp.report.html import page
     from deepcomp.report.inspection import inspect
 
+    if options.html:
+        check_target(Path(options.html), options.force, [Path(options.input_path)])
     found = inspect(options.input_path, max_bytes=options.max_bytes)
     if options.html:
-        from deepcomp.container.writer import place
-        from deepcomp.report.html import page
-
-        place(options.html, page(found).encode(), force=True)
-    if options.json:
-        print(json.dumps(found))
-        return OK
-    print(table.inspection(found))
+        place(options.html, page(found).encode(), options.force)
+    print(dumps(found) if options.json else table.inspection(found))
     return OK
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from deepcomp.loader import load_state_dict
-    from deepcomp.model import sources
     from deepcomp.verification import verify
 
-    original = None
-    if options.against:
-        path = Path(options.against)
-        original = load_state_dict(path) if path.suffix == ".dcz" else sources.from_path(path).tensors
     try:
-        found = verify(options.input_path, against=original, max_bytes=options.max_bytes)
+        found = verify(options.input_path, against=options.against, max_bytes=options.max_bytes)
     except FormatError as error:
         return _fail(error, UNVERIFIED, options.debug)
-    if original is not None:
+    if options.against is not None:
         for row in found["tensors"]:
-            snr = (
-                "identical"
-                if row["identical"]
-                else f"largest error {row['largest']:.3g}, rms {row['rms']:.3g}"
-                + ("" if row["snr"] is None else f", {row['snr']:.1f} dB")
-            )
-            print(f"  {table.printable(row['name'])}: {snr}")
+            print(f"  {table.printable(row['name'])}: {_difference(row)}")
     print(f"{found['file']}: ok, {len(found['tensors'])} tensors, {found['bytes']:,} bytes, every checksum right")
     return OK
 
 
+def _difference(row: dict[str, Any]) -> str:
+    """How far a tensor is from its original."""
+    if row["identical"]:
+        return "identical"
+    ratio = "" if row["snr"] is None else f", {row['snr']:.1f} dB"
+    return f"largest error {row['largest']:.3g}, rms {row['rms']:.3g}{ratio}"
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    from deepcomp import loader, pipeline
     from deepcomp.model.datasets import load_data
     from deepcomp.model.evaluate import evaluate
+    from deepcomp.opening import open_network
 
     data = load_data(options.data, options.data_dir)
-    if options.input_path.endswith(".dcz") and not options.model:
-        module = loader.load(options.input_path, max_bytes=options.max_bytes)
-    elif options.model:
-        module = pipeline.read_module(options.input_path, options.model)
-    else:
+    net, source = open_network(options.input_path, options.model, options.max_bytes)
+    if net.module is None:
         raise UsageError(f"{options.input_path}: holds weights alone, --model says which network they belong to")
-    score = evaluate(module, data)
+    score = evaluate(net.module, data)
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "input": options.input_path,
-                    "bytes": Path(options.input_path).stat().st_size,
-                    "metric": score.name,
-                    "value": score.value,
-                }
-            )
-        )
+        found = {"input": options.input_path, "bytes": source.nbytes, "metric": score.name, "value": score.value}
+        print(dumps(found))
     else:
         print(f"{options.input_path}: {score.name} {score.value:.2f}")
     return OK
@@ -253,11 +266,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHAPE",
         action="append",
         default=[],
-        help="an example input, 1x3x32x32 or NAME=1x64:int64; repeatable",
+        help="an example input of --model, 1x3x32x32 or NAME=1x64:int64; repeatable",
     )
     _data(sub)
     limit = sub.add_mutually_exclusive_group()
-    limit.add_argument("--max-size", metavar="SIZE", help="largest file allowed, such as 300kB or 1.5MiB")
+    limit.add_argument("--max-size", metavar="SIZE", type=_size, help="largest file allowed, such as 300kB or 1.5MiB")
     limit.add_argument(
         "--max-drop", metavar="DROP", type=float, help="most the metric may get worse, in its own unit; needs --data"
     )
@@ -272,7 +285,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, metavar="N")
     sub.add_argument("--jobs", type=int, default=1, metavar="N", help="threads; the file does not depend on it")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
-    sub.add_argument("--force", action="store_true", help="replace an existing OUT")
+    sub.add_argument("--force", action="store_true", help="replace an existing OUT, and an existing curve")
+    _max_bytes(sub)
 
     sub = command("decompress", _decompress, "write the dense weights back as .safetensors")
     sub.add_argument("input_path", metavar="IN.dcz")
@@ -284,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("input_path", metavar="IN.dcz")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--html", metavar="FILE", help="write a page with bars as well")
+    sub.add_argument("--force", action="store_true", help="replace an existing page")
     _max_bytes(sub)
 
     sub = command("verify", _verify, "check every byte of a file, and its weights against the originals")
@@ -326,21 +341,16 @@ def _max_bytes(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-bytes",
         metavar="SIZE",
-        type=_bytes,
-        help="dense bytes the file may unfold to (default: 4GiB or 2,000 times its size)",
+        type=_size,
+        help="dense bytes a .dcz file may unfold to (default: 4GiB or 2,000 times its size)",
     )
 
 
-def _bytes(text: str) -> int:
-    """`300kB`, `1.5MiB`, `4096` as bytes."""
-    number = text.rstrip("kKmMgGiIbB")
+def _size(text: str) -> int:
     try:
-        value = float(number) * _UNITS[text[len(number) :].lower()]
-    except (ValueError, KeyError):
-        raise UsageError(f"size {text!r}: a number with kB, MB, GB, KiB, MiB or GiB expected, such as 300kB") from None
-    if not 0 < value < 1 << 60:
-        raise UsageError(f"size {text!r}: more than 0 expected")
-    return int(value)
+        return parse_size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -354,37 +364,6 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[key] = value  # a text without its quotes
     return found
-
-
-def _example(specs: list[str]) -> Any:
-    """Example inputs from `1x3x32x32` or `NAME=1x64:int64`."""
-    import torch
-
-    if not specs:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    positional, named = [], {}
-    for spec in specs:
-        name, equals, rest = spec.rpartition("=")
-        shape, _, kind = rest.partition(":")
-        dtype = getattr(torch, kind or "float32", None)
-        try:
-            sizes = [int(size) for size in shape.split("x")]
-            if not isinstance(dtype, torch.dtype) or min(sizes) < 1:
-                raise ValueError
-        except ValueError:
-            raise UsageError(f"--input {spec!r}: 1x3x32x32 or NAME=1x64:int64 expected") from None
-        if dtype.is_floating_point:
-            tensor = torch.randn(sizes, generator=generator).to(dtype)
-        else:
-            tensor = torch.zeros(sizes, dtype=dtype)
-        if equals:
-            named[name] = tensor
-        else:
-            positional.append(tensor)
-    if positional and named:
-        raise UsageError("--input: either all inputs have names or none")
-    return named or tuple(positional)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from deepcomp.model import zoo
 from deepcomp.model.data import Data, batches
 from deepcomp.model.datasets import load_data
-from deepcomp.pipeline import Progress, Report, compress
+from deepcomp.pipeline import Progress, Report, compress, one_thread
 from deepcomp.verification import verify
 
 __all__ = ["demo"]
@@ -41,7 +41,8 @@ def demo(folder: Path, progress: Progress | None = None) -> list[tuple[str, Repo
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = load_data("digits")
-    network = _trained(data, progress)
+    with one_thread():  # so that the demo's numbers are the same everywhere
+        network = _trained(data, progress)
     shown = []
     for recipe, settings in RUNS:
         out = folder / f"digits-cnn.{recipe}.dcz"
@@ -53,8 +54,6 @@ def demo(folder: Path, progress: Progress | None = None) -> list[tuple[str, Repo
 
 
 def _trained(data: Data, progress: Progress | None) -> nn.Module:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)  # so that the demo's numbers are the same everywhere
     torch.manual_seed(0)
     network = zoo.build("digits-cnn").train()
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
@@ -67,6 +66,4 @@ def _trained(data: Data, progress: Progress | None) -> nn.Module:
         schedule.step()
         if progress:
             progress("train digits-cnn", epoch + 1, EPOCHS)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
     return network.eval()

@@ -17,11 +17,23 @@ from deepcomp import wire
 from deepcomp.weights import VALUES, Raw, form_class
 from deepcomp.weights.dtypes import DTYPES, DType
 
-__all__ = ["BUFFER", "CONSTANT", "GRAPH", "METADATA", "PARAMETER", "TABLE_TYPES", "TENSOR", "Entry", "Part"]
+__all__ = [
+    "BUFFER",
+    "CONSTANT",
+    "GRAPH",
+    "MAX_METADATA",
+    "METADATA",
+    "PARAMETER",
+    "TABLE_TYPES",
+    "TENSOR",
+    "Entry",
+    "Part",
+]
 
 TENSOR, GRAPH, METADATA = 0, 1, 2  # kinds of record
 PARAMETER, BUFFER, CONSTANT = 0, 1, 2  # roles of a tensor; constants belong to the graph alone
 TABLE_TYPES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8", "<f4", "<i1"))
+MAX_METADATA = 1 << 20  # bytes
 _SAME, _TIED = 0x7E, 0x7F  # stand where a form's code stands: the tensor equals, or is, an earlier one
 _MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
@@ -85,6 +97,14 @@ class Entry:
             yield from ((name, length) for name, (_, length) in part.symbols.items())
             yield from ((name, kind.itemsize * count) for name, (kind, count) in part.tables.items())
 
+    def misfit(self) -> str | None:
+        """Why no file holds a tensor of this shape; None where one can."""
+        if len(self.shape) > _MOST_DIMENSIONS:
+            return f"{len(self.shape)} dimensions found, at most {_MOST_DIMENSIONS} expected"
+        if math.prod(max(n, 1) for n in self.shape) * self.dtype.size > _MOST_BYTES:
+            return f"impossible shape {self.shape}"
+        return None
+
     def pack(self) -> bytes:
         """The head bytes: element type and role, shape, then the parts."""
         out = bytearray([self.dtype.code << 2 | self.role])
@@ -120,8 +140,8 @@ class Entry:
             cursor.fail(f"element type {code} of role {role} found")
         shape = tuple(cursor.varint() for _ in range(cursor.varint(_MOST_DIMENSIONS)))
         entry = cls(DTYPES[code], shape, role)
-        if math.prod(max(n, 1) for n in shape) * entry.dtype.size > _MOST_BYTES:
-            cursor.fail(f"impossible shape {shape}")
+        if wrong := entry.misfit():
+            cursor.fail(wrong)
         most = entry.count * entry.dtype.words
         previous, more, layer = entry.count, True, -1
         while more:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepcomp.pipeline import Report
 
-__all__ = ["BudgetError", "CaptureError", "DeepcompError", "FormatError", "InputError", "UsageError"]
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "DeepcompError",
+    "FormatError",
+    "InputError",
+    "MissingTensorError",
+    "UsageError",
+    "blaming",
+    "one_line",
+]
 
 
 class DeepcompError(Exception):
@@ -20,6 +32,12 @@ class UsageError(DeepcompError, ValueError):
 
 class InputError(DeepcompError):
     """A file, tensor or data set that was given cannot be used as it is."""
+
+
+class MissingTensorError(InputError, KeyError):
+    """A file has no tensor of the name that was asked for."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
 
 
 class FormatError(DeepcompError):
@@ -36,3 +54,19 @@ class BudgetError(DeepcompError):
     def __init__(self, message: str, report: Report | None = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def one_line(error: Exception) -> str:
+    """What a foreign error is and says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Errors of a user's own code within the block become an `InputError` of one line that says whose they are."""
+    try:
+        yield
+    except (DeepcompError, MemoryError):
+        raise
+    except Exception as error:  # whatever that code does
+        raise InputError(f"{what}: {one_line(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -15,21 +15,19 @@ from torch import Tensor, nn
 
 from deepcomp import entropy, wire
 from deepcomp.container import Reader, Record
-from deepcomp.entry import BUFFER, CONSTANT, GRAPH, METADATA, PARAMETER, TENSOR, Entry, Part
-from deepcomp.errors import DeepcompError, FormatError, InputError
+from deepcomp.entry import BUFFER, CONSTANT, GRAPH, MAX_METADATA, METADATA, PARAMETER, TENSOR, Entry, Part
+from deepcomp.errors import DeepcompError, FormatError, InputError, MissingTensorError
 from deepcomp.model.graph import Graph
 from deepcomp.runtime.interpreter import Interpreter, Role
-from deepcomp.weights import Form, Packed, form_class
+from deepcomp.weights import Packed, form_class
 from deepcomp.weights.dtypes import dtype_of, from_words
 
 __all__ = ["File", "load", "load_state_dict", "open_file"]
 
 Module = TypeVar("Module", bound=nn.Module)
-Read = TypeVar("Read")
 
 MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
-MAX_METADATA = 1 << 20  # bytes
 _ARENA = 512 << 20  # bytes of memory taken at a time for dense tensors
 _ALIGN = 64
 _ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
@@ -54,6 +52,7 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.reader = Reader(path)
+        self._closed = False
         try:
             self.entries: dict[str, Entry] = {}
             self.names: list[str] = []  # of the tensors, by their numbers
@@ -146,29 +145,16 @@ class File:
             path = str(self.reader.path)  # errors of a tensor's own name it already
             raise error if str(error).startswith(path) else FormatError(f"{path}: {error}") from None
 
-    def get_form(self, name: str) -> Form:
-        """One tensor in the form it is stored in.
+    def get_tensor(self, name: str) -> Tensor:
+        """One dense tensor.
 
         Raises
         ------
-        KeyError
-            If there is no tensor of that name.
+        MissingTensorError
+            If there is no tensor of that name; a `KeyError`.
+        InputError
+            If the file has been closed.
         """
-        return self._read(name, lambda packed, shape, dtype: form_class(packed.code).unpack(packed, shape, dtype))
-
-    def _read(self, name: str, use: Callable[[Packed, tuple[int, ...], torch.dtype], Read]) -> Read:
-        """What `use` makes of the parts of a tensor; its errors say where they come from."""
-        record, entry = self._source(name)
-        body, offset = self.reader.body(record), self.reader.offset(record)
-        try:
-            return use(_unpack(entry, body, offset), entry.shape, entry.dtype.torch)
-        except (FormatError, KeyError) as error:  # the key of an array, table or fact
-            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
-            where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
-            raise FormatError(f"{self.reader.path}: {where}: {wrong}") from None
-
-    def get_tensor(self, name: str) -> Tensor:
-        """One dense tensor; see `get_form`."""
         return self._dense(name, _Arena(self._source(name)[1].nbytes + _ALIGN))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -185,18 +171,28 @@ class File:
 
     def _source(self, name: str) -> tuple[Record, Entry]:
         if name not in self.entries:
-            raise KeyError(f"{self.reader.path}: no tensor named {name!r}")
+            raise MissingTensorError(f"{self.reader.path}: no tensor named {name[:200]!r}")
         entry = self.entries[name]
         if entry.source is not None:
             name = self.names[entry.source]
         return self._records[name], self.entries[name]
 
     def _dense(self, name: str, arena: _Arena) -> Tensor:
-        return self._read(
-            name, lambda packed, shape, dtype: form_class(packed.code).restore(packed, shape, dtype, arena.zeros)
-        )
+        """A tensor in memory of the arena; errors in its parts say where they come from."""
+        record, entry = self._source(name)
+        if self._closed:
+            raise InputError(f"{self.reader.path}: closed already")
+        body, offset = self.reader.body(record), self.reader.offset(record)
+        try:
+            packed = _unpack(entry, body, offset)
+            return form_class(packed.code).restore(packed, entry.shape, entry.dtype.torch, arena.zeros)
+        except (FormatError, KeyError) as error:  # the key of an array, table or fact
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
+            where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
+            raise FormatError(f"{self.reader.path}: {where}: {wrong}") from None
 
     def close(self) -> None:
+        self._closed = True
         self.reader.close()
 
     def __enter__(self) -> Self:

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from deepcomp.errors import InputError
+from deepcomp.entry import BUFFER, CONSTANT, PARAMETER
+from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
-from deepcomp.model.data import Data
+from deepcomp.model.data import Data, Inputs, batches, draw
+from deepcomp.model.graph import Value
+from deepcomp.model.layers import Layers
+from deepcomp.runtime.interpreter import Interpreter, Role, trace
 from deepcomp.weights import Form, Mask
 
 if TYPE_CHECKING:
     from deepcomp.training import Checkpoints
 
-__all__ = ["Network", "matches", "per_layer"]
+__all__ = ["Network", "Statistics", "matches", "per_layer"]
 
 T = TypeVar("T")
+_ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of a layer's output without data: that of each channel is about Gaussian.
+
+    Attributes
+    ----------
+    mean, std : Tensor
+        float64, shape (output channels,).
+    """
+
+    mean: Tensor
+    std: Tensor
 
 
 @dataclass
@@ -52,6 +71,9 @@ class Network:
         Where training keeps what it has reached.
     runs : int
         Training runs begun.
+    statistics : dict of str to Statistics
+        Of the outputs of layers, by the name of the weight, before any activation; those of a layer whose weight
+        changes are forgotten, unless the step that changes it says what they have become.
     """
 
     tensors: Mapping[str, Tensor]
@@ -66,6 +88,7 @@ class Network:
     checkpoints: Checkpoints | None = None
     runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def weights(self, layers: str = "*", skip: str = "") -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
@@ -83,22 +106,43 @@ class Network:
         Raises
         ------
         InputError
-            If a weight holds NaN or infinity, naming it.
+            If a weight holds numbers that are not finite, or would not be as float32, naming it.
+        UsageError
+            See `names`.
         """
         for name in self.names(layers, skip):
-            tensor = self.tensors[name]
-            if name in self.tied or self.roles.get(name) == 2 or tensor.ndim < 2 or not tensor.is_floating_point():
+            tensor, constant = self.tensors[name], self.roles.get(name) == CONSTANT
+            if name in self.tied or constant or tensor.ndim < 2 or not tensor.is_floating_point():
                 continue
             if tensor.numel() == 0 or tensor.element_size() < 2:
                 continue
-            if not torch.isfinite(tensor.float()).all():
-                bad = int((~torch.isfinite(tensor.float())).sum())
-                raise InputError(f"{name}: {bad} of {tensor.numel()} weights are NaN or infinite, finite ones expected")
+            _check_finite(name, tensor, "NaN or infinite")
+            if tensor.dtype == torch.float64:
+                _check_finite(name, tensor.float(), "beyond the range of float32")
             yield name, tensor
 
     def names(self, layers: str = "*", skip: str = "") -> list[str]:
-        """The names that match `layers` and not `skip`."""
+        """The names that match `layers` and not `skip`.
+
+        Raises
+        ------
+        UsageError
+            See `require`.
+        """
+        self.require(layers)
         return [name for name in self.tensors if matches(name, layers) and not matches(name, skip)]
+
+    def require(self, *layers: str) -> None:
+        """Insist that every pattern names a tensor: one that names none is a slip.
+
+        Raises
+        ------
+        UsageError
+            Naming the pattern.
+        """
+        for pattern in (pattern for patterns in layers for pattern in _split(patterns)):
+            if self.tensors and not any(matches(name, pattern) for name in self.tensors):
+                raise UsageError(f"layers {pattern!r}: no tensor has such a name, nor a layer")
 
     def form(self, name: str) -> Form | None:
         """What the steps so far have made of a weight."""
@@ -108,6 +152,109 @@ class Network:
         """Replace the original value of a tensor, and of those tied to it."""
         names = {name, *(other for other, first in self.tied.items() if first == name)}
         self.tensors = {**self.tensors, **dict.fromkeys(names, tensor)}
+        self.statistics.pop(name, None)
+
+    def layers(self, what: str) -> Layers:
+        """The network as transformations see it.
+
+        Parameters
+        ----------
+        what : str
+            Who asks, for errors.
+
+        Raises
+        ------
+        InputError
+            If there are weights alone, or the shapes of the network's values depend on what they hold.
+        """
+        if self.captured is None:
+            raise InputError(f"{what}: the network's operations expected (a model and an example input give them)")
+        values = trace(self.captured.graph, self.captured.names, self.tensors)
+        return Layers(self.captured, self.tensors, values, self.tied)
+
+    def rewire(
+        self, what: str, captured: Captured, tensors: Mapping[str, Tensor], removed: Collection[str] = ()
+    ) -> None:
+        """Change the operations and the tensors; the module becomes one that runs them.
+
+        Parameters
+        ----------
+        what : str
+            Who changes them, for errors.
+        captured : Captured
+            The operations from now on. Constants that they no longer refer to leave the network.
+        tensors : mapping of str to Tensor
+            Those that are new or changed; of tied ones the first. New ones come behind those of their module.
+        removed : collection of str
+            Tensors that leave the network too, unless the operations refer to them.
+
+        Raises
+        ------
+        UsageError
+            If one of these tensors has a form: forms come after changes of the network.
+        """
+        ties = {name: first for name, first in self.tied.items() if name in captured.names or name not in removed}
+        constants = [name for name, role in self.roles.items() if role == CONSTANT]
+        gone = {*constants, *removed} - {*captured.names, *ties.values()}
+        if formed := [name for name in self.forms if name in tensors or name in gone]:
+            raise UsageError(f"{what}: {formed[0]} has a form already: steps that choose forms come after this one")
+        whole = {**self.tensors, **tensors}
+        whole |= {name: tensors[first] for name, first in ties.items() if first in tensors}
+        self.tensors = {name: whole[name] for name in _placed(list(self.tensors), tensors) if name not in gone}
+        self.tied = {name: first for name, first in ties.items() if name not in gone}
+        self.roles = {name: role for name, role in self.roles.items() if name not in gone}
+        self.roles |= dict.fromkeys(captured.constants, CONSTANT)
+        self.statistics = {name: found for name, found in self.statistics.items() if name not in {*tensors, *gone}}
+        own = {name: self.tensors[name] for name in captured.constants}
+        self.captured = Captured(captured.graph, captured.names, own)
+        self.module = self.interpreter()
+
+    def interpreter(self) -> Interpreter:
+        """The network as its operations run it, with copies of its tensors.
+
+        Forms are not looked at: the weights are the original ones.
+        """
+        assert self.captured is not None
+        own = {name: tensor.detach().clone() for name, tensor in self.tensors.items() if name not in self.tied}
+        tensors = [(n, own[self.tied.get(n, n)], _ROLES[self.roles.get(n, PARAMETER)]) for n in self.tensors]
+        return Interpreter(self.captured.graph, self.captured.names, tensors)
+
+    @torch.no_grad()
+    def observe(
+        self, what: str, values: Iterable[Value], samples: int, size: int = 64
+    ) -> Iterator[tuple[Value, Tensor]]:
+        """What some values hold on calibration inputs, batch after batch, in the order they are computed.
+
+        Parameters
+        ----------
+        what : str
+            Who asks, for errors.
+        values : iterable of Value
+        samples : int
+            How many of the training items; the same for the same seed.
+        size : int
+            Items a batch.
+
+        Raises
+        ------
+        UsageError
+            If there is no data.
+        InputError
+            If the network does not run on it.
+        """
+        if self.data is None:
+            raise UsageError(f"{what}: needs data to calibrate on (--data)")
+        module, wanted = self.interpreter(), list(values)
+        for inputs, _ in batches(self.data.train, size, draw(self.data.train, samples, self.seed)):
+            yield from module.observe(wanted, **self._named(inputs))
+
+    def _named(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Inputs by the names and in the types that the operations have for them."""
+        assert self.captured is not None
+        expected = self.captured.graph.inputs
+        listed = (inputs,) if isinstance(inputs, Tensor) else inputs
+        given = listed if isinstance(listed, Mapping) else dict(zip([e.name for e in expected], listed, strict=False))
+        return {entry.name: given[entry.name].to(entry.dtype) for entry in expected if entry.name in given}
 
     def store(self, name: str, form: Form) -> None:
         """Give a weight a form."""
@@ -138,8 +285,31 @@ def per_layer(setting: T | dict[str, T], name: str) -> T | None:
     return next((value for patterns, value in setting.items() if matches(name, patterns)), None)
 
 
+def _placed(names: list[str], new: Iterable[str]) -> list[str]:
+    """Names in their order, new ones behind the last of their module."""
+    for name in new:
+        if name not in names:
+            beside = [place for place, other in enumerate(names, 1) if _module(other) == _module(name)]
+            names.insert(beside[-1] if beside else len(names), name)
+    return names
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def matches(name: str, patterns: str) -> bool:
     """Whether a tensor's name, or the name of its layer, is among the patterns."""
-    layer = name.rpartition(".")[0]
-    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
-    return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(layer, pattern) for pattern in wanted)
+    layer = _module(name)
+    return any(fnmatch.fnmatchcase(name, wanted) or fnmatch.fnmatchcase(layer, wanted) for wanted in _split(patterns))
+
+
+def _split(patterns: str) -> list[str]:
+    return [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+
+
+def _check_finite(name: str, tensor: Tensor, what: str) -> None:
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        bad = tensor.numel() - int(finite.sum())
+        raise InputError(f"{name}: {bad} of {tensor.numel()} weights are {what}, finite ones expected")

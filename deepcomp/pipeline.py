@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,26 @@ from deepcomp import loader
 from deepcomp.budget import Budget, search
 from deepcomp.container import Writer
 from deepcomp.container.writer import check_target
-from deepcomp.entry import BUFFER, CONSTANT
-from deepcomp.errors import BudgetError, CaptureError, InputError, UsageError
-from deepcomp.model import sources, zoo
-from deepcomp.model.capture import Captured, capture
+from deepcomp.entry import CONSTANT
+from deepcomp.errors import BudgetError, CaptureError, InputError, UsageError, blaming
+from deepcomp.model import zoo
+from deepcomp.model.capture import capture
 from deepcomp.model.data import Data, Inputs
 from deepcomp.model.data import example_inputs as first_inputs
 from deepcomp.model.datasets import load_data
-from deepcomp.model.evaluate import drop, evaluate, output_change
+from deepcomp.model.evaluate import Score, drop, evaluate, output_change
+from deepcomp.model.sources import Gathered
 from deepcomp.network import Network
+from deepcomp.opening import Given, open_network
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
 from deepcomp.serializer import write
+from deepcomp.sizes import parse_size
+from deepcomp.steps import Step
 from deepcomp.training import Checkpoints
 from deepcomp.version import __version__
 
-__all__ = ["Report", "compress", "read_module"]
+__all__ = ["Progress", "Report", "compress", "one_thread"]
 
 _ANY = 1 << 62  # what was just written may unfold to any size
 Progress = Callable[[str, int, int], None]
@@ -84,8 +91,24 @@ class Report:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be compressed, and how: the same in every run of a search. See `compress`."""
+
+    network: Given
+    recipe: str | os.PathLike[str]
+    model: str | None
+    example_inputs: Inputs | None
+    data: Data | None
+    seed: int
+    jobs: int
+    max_bytes: int | None
+    checkpoints: Checkpoints
+    progress: Progress | None
+
+
 def compress(
-    network: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str],
+    network: Given,
     out: str | os.PathLike[str],
     /,
     *,
@@ -95,11 +118,12 @@ def compress(
     data: str | Data | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     settings: dict[str, Any] | None = None,
-    max_size: int | None = None,
+    max_size: int | str | None = None,
     max_drop: float | None = None,
     pareto: str | os.PathLike[str] | None = None,
     seed: int = 0,
     jobs: int = 1,
+    max_bytes: int | None = None,
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -119,26 +143,28 @@ def compress(
         it (and without a module) weights alone are stored.
     example_inputs : tensor, tuple or dict of tensors, optional
         What the network is called with, to write its operations down; the first dimension is the
-        batch. Not needed where `data` or a built-in model gives it.
+        batch. Not needed where `data`, a built-in model or a `.dcz` file gives it.
     data : str or Data, optional
         For calibration, and to measure the quality before and after.
     data_dir : path-like, optional
         Where `mnist` and `cifar10` are looked for first.
     settings : dict, optional
         `{"step.key": value}`: settings in place of the recipe's.
-    max_size : int, optional
-        Bytes the file may have: the mildest settings that fit are found.
+    max_size : int or str, optional
+        Bytes the file may have, or a text as `300kB`: the mildest settings that fit are found.
     max_drop : float, optional
         How much worse the metric may get, in its own unit: the strongest settings that keep it are
-        found. Needs `data`. See `deepcomp.budget`.
+        found; with `max_size`, the mildest that fit must keep it. Needs `data`. See `deepcomp.budget`.
     pareto : path-like, optional
         Where to write the whole size–quality curve, as JSON, with a drawing beside it.
     seed : int
-        Of everything random. Same input, recipe and seed give the same bytes.
+        Of everything random, 0 to 2^64 − 1. Same input, recipe and seed give the same bytes.
     jobs : int
         Threads; the file does not depend on it.
+    max_bytes : int, optional
+        Dense bytes that a `.dcz` file which is read may unfold to; see `loader.File`.
     force : bool
-        Whether an existing `out` is replaced.
+        Whether an existing `out`, and an existing curve, is replaced; what is read never is.
     resume : bool
         Whether training goes on from what an interrupted run has left in the folder `out.resume`;
         the file is the same as without the interruption.
@@ -154,184 +180,124 @@ def compress(
     UsageError
         If the recipe, a setting, the model or the data is not one that exists.
     InputError
-        If the input cannot be read or compressed, or `out` exists or cannot be written.
+        If the input cannot be read, run on the data or compressed, or `out` exists or cannot be written.
     BudgetError
         If no setting meets the budget; the nearest file is at `out`, its report in `report`.
+
+    Warns
+    -----
+    UserWarning
+        For each of the report's `warnings`: weights alone are stored, say.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs}: 1 or more expected")
-    judge = load_data(data, data_dir) if data is not None else None
-    budget = Budget(max_size, max_drop, pareto)
-    checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
-    if max_drop is not None and (judge is None or judge.test is None or judge.metric is None):
+    if not 0 <= seed < 1 << 64:
+        raise UsageError(f"seed = {seed}: 0 to 2^64 - 1 expected")
+    budget = Budget(parse_size(max_size) if isinstance(max_size, str) else max_size, max_drop, pareto)
+    _check_targets(chain([Path(out)], budget.targets()), network, force)
+    found = load_data(data, data_dir) if data is not None else None
+    if max_drop is not None and (found is None or found.test is None or found.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
-
-    def run(settings: dict[str, Any], target: Path, replace: bool = False) -> Report:
-        plan = Recipe.load(recipe, settings, judge is not None)
-        return _run(network, target, plan, model, example_inputs, judge, seed, jobs, replace, checkpoints, progress)
-
+    checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
+    job = Job(network, recipe, model, example_inputs, found, seed, jobs, max_bytes, checkpoints, progress)
+    settings = settings or {}
     try:
         if not budget:
-            report = run(settings or {}, Path(out), force)
+            report = _run(job, settings, Path(out), force)
         else:
-            plan = Recipe.load(recipe, settings, judge is not None)
-            check_target(Path(out), force)
-            report = search(budget, plan, settings or {}, run, Path(out), force)
+            plan = Recipe.load(recipe, settings, found is not None)
+            report = search(budget, plan, settings, partial(_run, job), Path(out), force)
     except BudgetError:
         checkpoints.clear()
         raise
     checkpoints.clear()
+    for warning in report.warnings:
+        warnings.warn(warning, stacklevel=2)
     return report
 
 
-def _run(
-    network: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str],
-    out: Path,
-    plan: Recipe,
-    model: str | None,
-    example_inputs: Inputs | None,
-    judge: Data | None,
-    seed: int,
-    jobs: int,
-    force: bool,
-    checkpoints: Checkpoints,
-    progress: Progress | None,
-) -> Report:
-    """One pass: read, run the steps, write, measure."""
-    warnings: list[str] = []
-    with Writer(out, force) as writer, _one_thread():
-        torch.manual_seed(seed)
-        net, source = _read(network, model)
-        if judge is not None and net.module is None:
-            raise UsageError(
-                "data is given, but nothing to run on it: --model says which network the weights belong to"
-            )
-        net.data, net.seed, net.teacher = judge, seed, net.module
-        net.checkpoints, net.progress = checkpoints, progress
-        inputs = example_inputs if example_inputs is not None else _example(model, judge)
-        _capture(net, inputs, warnings)
+def _check_targets(targets: Iterable[Path], network: Given, force: bool) -> None:
+    """Insist that every file can be written, and is neither another one nor one that is read."""
+    others = [Path(network)] if isinstance(network, (str, os.PathLike)) else []
+    others += [path for folder in others if folder.is_dir() for path in folder.glob("*.safetensors*")]
+    for target in targets:
+        check_target(target, force, others)
+        others.append(target)
+
+
+def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> Report:
+    """One pass: read, measure, run the steps, write, measure again."""
+    plan = Recipe.load(job.recipe, settings, job.data is not None)
+    progress = job.progress or (lambda what, done, total: None)
+    told: list[str] = []
+    with Writer(out, force) as writer, one_thread():
+        torch.manual_seed(job.seed)
+        net, source = open_network(job.network, job.model, job.max_bytes)
+        _check_given(net, job)
+        net.data, net.seed, net.teacher = job.data, job.seed, net.module
+        net.checkpoints, net.progress = job.checkpoints, job.progress
+        before = None if net.data is None or net.module is None else _quality(net, net.module)
+        _capture(net, job, told)
         rows = []
         for number, step in enumerate(plan.steps):
-            if progress:
-                progress(step.do, number, len(plan.steps))
-            started = time.perf_counter()
-            said = step.run(net)
-            rows.append({"do": step.do, "seconds": round(time.perf_counter() - started, 3), **said})
-        metadata: dict[str, Any] = {"recipe": plan.name, "seed": seed, "version": __version__}
+            progress(step.do, number, len(plan.steps))
+            rows.append(_timed(step, net))
+        metadata: dict[str, Any] = {"recipe": plan.name, "seed": job.seed, "version": __version__}
         if plan.lossless and source.notes:
             metadata["source"] = source.notes
-        for done, _ in enumerate(write(net, writer, metadata, jobs), 1):
-            if progress:
-                progress("encode", done, len(net.tensors))
-    with _one_thread():
-        metric = _judge(net.teacher, out, judge, net.captured is not None, warnings)
-    described = inspect(out, max_bytes=_ANY)
+        for done, _ in enumerate(write(net, writer, metadata, job.jobs), 1):
+            progress("encode", done, len(net.tensors))
+    with one_thread():
+        metric = None if before is None else _judge(net, out, before, told)
     return Report(
-        input=os.fspath(network) if isinstance(network, (str, os.PathLike)) else type(network).__name__,
+        input=os.fspath(job.network) if isinstance(job.network, (str, os.PathLike)) else type(job.network).__name__,
         output=os.fspath(out),
         input_bytes=source.nbytes,
         output_bytes=writer.size,
         ratio=source.nbytes / writer.size,
         recipe=plan.name,
-        seed=seed,
+        seed=job.seed,
         version=__version__,
         sha256=writer.sha256,
         steps=rows,
         metric=metric,
-        tensors=described["tensors"],
-        warnings=warnings,
+        tensors=inspect(out, max_bytes=_ANY)["tensors"],
+        warnings=told,
     )
 
 
-def _read(
-    network: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str], model: str | None
-) -> tuple[Network, sources.Source]:
-    """The network to compress, and where its weights came from."""
-    if isinstance(network, nn.Module):
-        source = sources.from_module(network)
-        return _network(source, network), source
-    if isinstance(network, (str, os.PathLike)):
-        path = Path(network)
-        if path.suffix == ".dcz" and path.is_file():
-            return _reopen(path, model)
-        source = sources.from_path(path)
-    elif isinstance(network, Mapping):
-        source = sources.from_tensors(network)
-    else:
-        raise UsageError(f"{type(network).__name__} found, a module, a dict of tensors or a path expected")
-    return _network(source, None if model is None else _fill(zoo.resolve(model), source, model)), source
+def _check_given(net: Network, job: Job) -> None:
+    """Insist that what is given beside the network has a use."""
+    if job.data is not None and net.module is None:
+        raise UsageError("data is given, but nothing to run on it: --model says which network the weights belong to")
+    if job.example_inputs is not None and net.module is None:
+        raise UsageError("an example input is given, but no network to call with it: --model says which it is")
+    if job.example_inputs is not None and net.captured is not None:
+        raise UsageError(f"{job.network}: brings its own operations, no example input is needed")
 
 
-def _network(source: sources.Source, module: nn.Module | None) -> Network:
-    return Network(source.tensors, dict.fromkeys(source.buffers, BUFFER), source.tied, module=module)
-
-
-def _reopen(path: Path, model: str | None) -> tuple[Network, sources.Source]:
-    """The network of a `.dcz` file, with its operations where it has them."""
-    with loader.File(path) as file:
-        tensors = dict(file.tensors())
-        roles = {name: entry.role for name, entry in file.entries.items()}
-        graph = file.graph()
-    source = sources.from_tensors({name: tensor for name, tensor in tensors.items() if roles[name] != CONSTANT})
-    source.nbytes = path.stat().st_size
-    if graph is None:
-        return _network(source, None if model is None else _fill(zoo.resolve(model), source, model)), source
-    constants = {name: tensors[name] for name in tensors if roles[name] == CONSTANT}
-    net = Network(tensors, roles, source.tied, Captured(*graph, constants), loader.load(path))
-    return net, source
-
-
-def _fill(module: nn.Module, source: sources.Source, model: str) -> nn.Module:
-    """Load weights into a module, and take over from it what the weights alone do not say."""
-    own = sources.from_module(module)
-    missing = [name for name in own.tensors if name not in source.tensors]
-    absent = [name for name in missing if own.tied.get(name) not in source.tensors]
-    absent = [name for name in absent if not name.endswith("num_batches_tracked")]  # older files lack these counters
-    odd = [name for name in source.tensors if name not in own.tensors]
-    if absent or odd:
-        raise InputError(f"weights do not fit {model}: missing {absent[:3]}, not known {odd[:3]}")
-    wrong = [name for name, tensor in source.tensors.items() if tensor.shape != own.tensors[name].shape]
-    if wrong:
-        found, wanted = tuple(source.tensors[wrong[0]].shape), tuple(own.tensors[wrong[0]].shape)
-        raise InputError(f"weights do not fit {model}: {wrong[0]} of shape {found} found, {wanted} expected")
-    floats = {tensor.dtype for tensor in source.tensors.values() if tensor.is_floating_point()}
-    if len(floats) == 1:
-        module = module.to(floats.pop())
-    module.load_state_dict(dict(source.tensors), strict=False)
-    for name, first in own.tied.items():
-        if name in missing and first in source.tensors:
-            source.tensors = _with(source.tensors, {name: source.tensors[first]})
-        if name in source.tensors and torch.equal(source.tensors[name], source.tensors[first]):
-            source.tied[name] = source.tied.get(first, first)
-    source.buffers = own.buffers
-    return module.eval()
-
-
-def _example(model: str | None, data: Data | None) -> Inputs | None:
-    """What the network is called with, where nobody has said so."""
-    if model in zoo.NAMES:
-        return zoo.example(model)
-    return None if data is None else first_inputs(data)
-
-
-def _capture(net: Network, inputs: Inputs | None, warnings: list[str]) -> None:
+def _capture(net: Network, job: Job, told: list[str]) -> None:
     """Write the network's operations down, if it has any and they can be."""
     if net.module is None or net.captured is not None:
         return
+    inputs = job.example_inputs if job.example_inputs is not None else _example(job)
     if inputs is None:
-        warnings.append("no example input was given, so weights alone are stored (--input SHAPE or example_inputs=)")
+        told.append("no example input was given, so weights alone are stored (--input SHAPE or example_inputs=)")
         return
     try:
         net.captured = capture(net.module, _like(inputs, net.module))
     except CaptureError as error:
-        warnings.append(f"weights alone are stored: {error}")
+        told.append(f"weights alone are stored: {error}")
         return
-    net.tensors = _with(net.tensors, net.captured.constants)
+    net.tensors = Gathered.of(net.tensors, net.captured.constants)
     net.roles.update(dict.fromkeys(net.captured.constants, CONSTANT))
 
 
-def _with(tensors: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return sources.Gathered({**dict.fromkeys(tensors, tensors), **dict.fromkeys(more, more)})
+def _example(job: Job) -> Inputs | None:
+    """What the network is called with, where nobody has said so."""
+    if job.model in zoo.NAMES:
+        return zoo.example(job.model)
+    return None if job.data is None else first_inputs(job.data)
 
 
 def _like(inputs: Inputs, module: nn.Module) -> Inputs:
@@ -348,37 +314,46 @@ def _like(inputs: Inputs, module: nn.Module) -> Inputs:
     return tuple(fit(tensor) for tensor in inputs)
 
 
-def read_module(path: str | os.PathLike[str], model: str) -> nn.Module:
-    """The network of a weight file of any kind, as the architecture `model` names."""
-    module = _read(path, model)[0].module
-    assert module is not None
-    return module
+def _timed(step: Step, net: Network) -> dict[str, Any]:
+    """Run a step; what it says, and how long it took."""
+    started = time.perf_counter()
+    said = step.run(net)
+    return {"do": step.do, "seconds": round(time.perf_counter() - started, 3), **said}
 
 
-def _judge(
-    before: nn.Module | None, out: str | os.PathLike[str], data: Data | None, runs: bool, warnings: list[str]
-) -> dict[str, Any] | None:
+def _quality(net: Network, module: nn.Module) -> Score:
+    """How good a module is on the network's data: by the metric, or by how far it is from the original."""
+    assert net.data is not None
+    assert net.teacher is not None
+    if net.data.metric is None or net.data.test is None:
+        moved = output_change(net.teacher, module, net.data)
+        return Score("change of outputs", moved, higher_is_better=False)
+    return evaluate(module, net.data)
+
+
+def _judge(net: Network, out: Path, before: Score, told: list[str]) -> dict[str, Any]:
     """The quality before and after, measured on what the file gives back."""
-    if data is None or before is None:
-        return None
-    if runs:
-        after = loader.load(out, max_bytes=_ANY)
-    else:
-        after = loader.load(out, into=copy.deepcopy(before), max_bytes=_ANY)
-    if data.metric is None or data.test is None:
-        change = output_change(before, after, data)
-        return {"name": "change of outputs", "before": 0.0, "after": change.relative, "drop": change.relative}
-    was = evaluate(before, data)
     try:
-        now = evaluate(after, data)
+        after = _quality(net, _reload(net, out))
     except InputError as error:  # the network is broken: the file is still what was asked for
-        warnings.append(f"after compression {was.name} cannot be measured: {error}")
-        return {"name": was.name, "before": was.value, "after": None, "drop": None}
-    return {"name": was.name, "before": was.value, "after": now.value, "drop": drop(was, now)}
+        told.append(f"after compression {before.name} cannot be measured: {error}")
+        return {"name": before.name, "before": before.value, "after": None, "drop": None}
+    return {"name": before.name, "before": before.value, "after": after.value, "drop": drop(before, after)}
+
+
+def _reload(net: Network, out: Path) -> nn.Module:
+    """The network as the file has it: its own operations, or the original's with the file's weights."""
+    if net.captured is not None:
+        return loader.load(out, max_bytes=_ANY)
+    with blaming(f"{type(net.teacher).__name__} cannot be copied"):
+        module = copy.deepcopy(net.teacher)
+    assert module is not None
+    module.load_state_dict(loader.load_state_dict(out, max_bytes=_ANY), strict=False)  # counters may be missing
+    return module.eval()
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Pin libraries to one thread: with several, sums come out in an order that varies."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)

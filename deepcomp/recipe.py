@@ -49,9 +49,13 @@ class Recipe:
         return not self.steps
 
     def value(self, path: str) -> Any:
-        """The value of the setting `step.key` in the first step of that name."""
+        """The value of a setting, as `settings` of `load` name it, in the first step of that name; None where unset."""
         name, _, key = path.partition(".")
-        return next(getattr(step, key) for step in self.steps if step.do == name)
+        outer, _, inner = key.partition(".")
+        found = next(getattr(step, outer) for step in self.steps if step.do == name)
+        if not inner:
+            return found
+        return found.get(inner) if isinstance(found, dict) else getattr(found, inner, None)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], settings: dict[str, Any] | None = None, data: bool = False) -> Recipe:
@@ -62,8 +66,8 @@ class Recipe:
         source : str or path-like
             A built-in name, or a path ending in `.toml`.
         settings : dict, optional
-            `{"step.key": value}`: values that replace the recipe's, in every step of that name; a key
-            of a table in a step is `step.table.key`.
+            `{"step.key": value}`: values that replace the recipe's, in every step of that name that is
+            taken; a key of a table in a step is `step.table.key`.
         data : bool
             Whether there is data: decides which of the steps marked `when = "data"` and
             `when = "no-data"` are taken.
@@ -77,7 +81,7 @@ class Recipe:
         if text.endswith(".toml"):
             try:
                 raw = Path(text).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:  # a path or a text that is none
                 raise UsageError(f"recipe {text}: cannot be read: {error}") from None
             name = Path(text).stem
         elif text in names():
@@ -99,24 +103,32 @@ class Recipe:
         rows = table.get("step", [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UsageError(f"recipe {name}: steps are written as [[step]] tables")
-        rows = _with_settings(rows, settings or {}, name)
-        steps = [_step(row, f"recipe {name}") for row in rows]
-        taken = [step for step, row in zip(steps, rows, strict=True) if row.get("when") in (None, _WHEN[data])]
-        return cls(name, taken, _dial(table.get("dial"), rows, name))
+        for row in rows:  # those that are not taken, too
+            _step(row, f"recipe {name}")
+        taken = [row for row in rows if row.get("when") in (None, _WHEN[data])]
+        here = name if len(taken) == len(rows) else f"{name} {'with' if data else 'without'} data"
+        taken = _with_settings(taken, settings or {}, here)
+        return cls(name, [_step(row, f"recipe {name}") for row in taken], _dial(table.get("dial"), rows, taken, name))
 
 
 _WHEN = {True: "data", False: "no-data"}
 
 
-def _dial(table: Any, rows: list[dict[str, Any]], name: str) -> tuple[str, list[Any]] | None:
+def _dial(
+    table: Any, rows: list[dict[str, Any]], taken: list[dict[str, Any]], name: str
+) -> tuple[str, list[Any]] | None:
+    """The dial of a recipe; None where it has none, or the step it turns is not taken."""
     if table is None:
         return None
-    if not isinstance(table, dict) or set(table) != {"set", "values"} or not isinstance(table["values"], list):
+    path, values = (table.get("set"), table.get("values")) if isinstance(table, dict) else (None, None)
+    if not (isinstance(path, str) and isinstance(values, list) and values and len(table) == 2):
         raise UsageError(f'recipe {name}: [dial] holds set = "step.key" and values = [mild, …, strong]')
-    for value in table["values"]:
-        for row in _with_settings(rows, {table["set"]: value}, name):
+    if path.partition(".")[0] in {row["do"] for row in rows} - {row["do"] for row in taken}:
+        return None
+    for value in values:
+        for row in _with_settings(taken, {path: value}, name):
             _step(row, f"recipe {name}: dial")
-    return table["set"], table["values"]
+    return path, values
 
 
 def _with_settings(rows: list[dict[str, Any]], settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -124,11 +136,13 @@ def _with_settings(rows: list[dict[str, Any]], settings: dict[str, Any], name: s
     for path, value in settings.items():
         step, _, key = path.partition(".")
         hits = [row for row in rows if row.get("do") == step]
-        if not hits or not key or key == "do":
+        if not hits or key in ("", "do", "when"):
             steps = ", ".join(dict.fromkeys(str(row.get("do")) for row in rows)) or "none"
             raise UsageError(f"setting {path!r}: STEP.KEY expected, recipe {name} has the steps: {steps}")
         outer, _, inner = key.partition(".")
         for row in hits:
+            if inner and not isinstance(row.get(outer, {}), dict):
+                raise UsageError(f"setting {path!r}: {step}.{outer} = {row[outer]!r} found, a table expected")
             row[outer] = {**row.get(outer, {}), inner: value} if inner else value
     return rows
 
@@ -137,7 +151,7 @@ def _step(row: dict[str, Any], where: str) -> Step:
     row = dict(row)
     do = row.pop("do", None)
     when = row.pop("when", None)
-    if do not in STEPS:
+    if not isinstance(do, str) or do not in STEPS:
         raise UsageError(f"{where}: do = {do!r} is not known, one of {', '.join(STEPS)} expected")
     if when not in (None, *_WHEN.values()):
         raise UsageError(f"{where}: {do}.when = {when!r}: {' or '.join(_WHEN.values())} expected")

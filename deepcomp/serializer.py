@@ -13,18 +13,18 @@ from torch import Tensor
 
 from deepcomp import entropy, wire
 from deepcomp.container import Writer
-from deepcomp.entry import GRAPH, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
+from deepcomp.entry import GRAPH, MAX_METADATA, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
 from deepcomp.errors import InputError
 from deepcomp.model.capture import Captured
 from deepcomp.network import Network
-from deepcomp.weights import Form, Packed
+from deepcomp.weights import Packed
 from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.exact import exact
 
 __all__ = ["write"]
 
 
-def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1) -> Iterator[tuple[str, Form | None]]:
+def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1) -> Iterator[str]:
     """Write a network, one tensor at a time, giving each name as it is done.
 
     Parameters
@@ -35,7 +35,15 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
         JSON values that travel with the file.
     jobs : int
         Threads that pack and code tensors; the file does not depend on it.
+
+    Raises
+    ------
+    InputError
+        If a tensor or the metadata is more than a reader takes.
     """
+    notes = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
+    if len(notes) > MAX_METADATA:
+        raise InputError(f"metadata of {len(notes)} bytes found, at most {MAX_METADATA} expected")
     numbers: dict[str, int] = {}
     equal = _Equal(net)
 
@@ -44,15 +52,18 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
             kind = dtype_of(tensor.dtype)
         except KeyError:
             raise InputError(f"{name}: element type {tensor.dtype} found, which a file cannot hold") from None
-        return Entry(kind, tuple(tensor.shape), net.roles.get(name, PARAMETER))
+        entry = Entry(kind, tuple(tensor.shape), net.roles.get(name, PARAMETER))
+        if wrong := entry.misfit():
+            raise InputError(f"{name}: {wrong}")
+        return entry
 
-    def encode(name: str) -> tuple[Entry, list[bytes]]:
+    def encode(name: str) -> tuple[Entry, entropy.Parts]:
         tensor = net.tensors[name]
         entry = describe(name, tensor)
         form = net.form(name) or exact(tensor)
         return entry, pack(form.pack(), entry)
 
-    def encoded(name: str) -> tuple[Entry, list[bytes]] | None:
+    def encoded(name: str) -> tuple[Entry, entropy.Parts] | None:
         return None if name in net.tied else encode(name)
 
     for name, result in _in_order(encoded, list(net.tensors), jobs):
@@ -61,30 +72,30 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
         if twin is not None:
             entry = describe(name, net.tensors[name])
             entry.source, entry.tied = numbers[twin], source is not None
-            body: list[bytes] = []
+            body: entropy.Parts = []
         else:
             assert result is not None
             entry, body = result
         numbers[name] = len(numbers)
         writer.add(TENSOR, name, entry.pack(), body)
-        yield name, net.form(name)
+        yield name
     if net.captured is not None:
         writer.add(GRAPH, "", pack_graph(net.captured, numbers))
-    writer.add(METADATA, "", json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode())
+    writer.add(METADATA, "", notes)
 
 
-def pack(packed: Packed, entry: Entry) -> list[bytes]:
+def pack(packed: Packed, entry: Entry) -> entropy.Parts:
     """Code a weight's symbols; note in `entry` what stands where, and return the parts of the body."""
-    body: list[bytes] = []
+    body: entropy.Parts = []
     part = Part(packed.code, packed.facts)
     for name, symbols in packed.symbols.items():
-        stream = entropy.encode(symbols)
-        part.symbols[name] = (len(symbols), len(stream))
-        body.append(stream)
+        stream = entropy.encode_parts(symbols)
+        part.symbols[name] = (len(symbols), sum(map(len, stream)))
+        body += stream
     for name, table in packed.tables.items():
         table = np.ascontiguousarray(table, table.dtype.newbyteorder("<"))
         part.tables[name] = (TABLE_TYPES[TABLE_TYPES.index(table.dtype)], table.size)
-        body.append(table.tobytes())
+        body.append(table.reshape(-1).view(np.uint8).data)
     entry.parts.append(part)
     return body + (pack(packed.inner, entry) if packed.inner is not None else [])
 

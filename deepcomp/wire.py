@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from deepcomp.errors import FormatError
 
-__all__ = ["Cursor", "text", "varint", "zigzag"]
+__all__ = ["Cursor", "fold", "text", "unfold", "varint", "zigzag"]
 
 _LONGEST_VARINT = 10  # bytes: 64 bits in groups of seven
 
@@ -27,9 +27,19 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def fold(value: int) -> int:
+    """A signed integer as an unsigned one: 0, -1, 1, -2, … become 0, 1, 2, 3, …"""
+    return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+def unfold(value: int) -> int:
+    """`fold` backwards."""
+    return value >> 1 if not value & 1 else -(value + 1 >> 1)
+
+
 def zigzag(value: int) -> bytes:
-    """A signed integer as a varint: 0, -1, 1, -2, … become 0, 1, 2, 3, …"""
-    return varint(value << 1 if value >= 0 else (-value << 1) - 1)
+    """A signed integer as the varint of what it folds to."""
+    return varint(fold(value))
 
 
 def text(value: str) -> bytes:
@@ -92,8 +102,7 @@ class Cursor:
         self.fail("a number longer than 64 bits")
 
     def zigzag(self) -> int:
-        value = self.varint()
-        return value >> 1 if not value & 1 else -(value + 1 >> 1)
+        return unfold(self.varint())
 
     def text(self, limit: int = 1 << 16) -> str:
         """A UTF-8 text of at most `limit` bytes."""

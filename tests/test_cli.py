@@ -1,9 +1,12 @@
 """The command: results on stdout, messages on stderr, exit codes, one line for what is wrong."""
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
 
 import pytest
 import torch
@@ -179,6 +182,30 @@ def test_html_escapes_hostile_names(run, tmp_path):
         (("compress", "in.safetensors", "-o", "x.dcz", "--input", "3x"), 2, "3x"),
         (("compress", "in.safetensors", "-o", "x.dcz", "--input", "2x2:int99"), 2, "int99"),
         (("compress", "in.safetensors", "-o", "x.dcz", "--input", "a=2", "--input", "2"), 2, "names or none"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "a=2", "--input", "a=3"), 2, "'a' comes twice"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "=2"), 2, "NAME=1x64:int64 expected"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "100000x100000x1000000"), 2, "elements"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "1x20:qint8"), 2, "1x20:qint8"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--input", "1x20:complex64"), 2, "1x20:complex64"),
+        (
+            ("compress", "in.safetensors", "-o", "x.dcz", "--input", "1x20"),
+            2,
+            "an example input is given, but no network",
+        ),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--seed", str(10**23)), 2, "seed = 1000"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--seed", "-1"), 2, "seed = -1"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--seed", "10**23"), 2, "--seed"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--max-drop", "nan", "--data", "digits"), 2, "max_drop = nan"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--max-drop", "-1", "--data", "digits"), 2, "max_drop = -1"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--max-size", "-3"), 2, "size '-3': a byte or more"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--pareto", "x.dcz"), 2, "another name expected"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--pareto", "in.safetensors"), 2, "another name expected"),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--pareto", "in.txt"), 1, "in.txt: exists already"),
+        (("compress", "in.safetensors", "-o", "in.safetensors", "--force"), 2, "another name expected"),
+        (("decompress", "in.safetensors", "-o", "in.safetensors", "--force"), 2, "another name expected"),
+        (("inspect", "in.safetensors", "--html", "in.safetensors", "--force"), 2, "another name expected"),
+        (("inspect", "in.safetensors", "--html", "in.txt"), 1, "in.txt: exists already"),
+        (("inspect", "in.safetensors", "--max-bytes", "foo"), 2, "size 'foo': a number with kB"),
         (("compress", "in.safetensors", "-o", "x.dcz", "--model", "resnet999"), 2, "resnet999"),
         (("compress", "in.safetensors", "-o", "x.dcz", "--model", "lenet-5"), 1, "do not fit lenet-5"),
         (("compress", "in.safetensors", "-o", "x.dcz", "--data", "nope"), 2, "nope"),
@@ -202,9 +229,21 @@ def test_what_is_wrong_is_said_in_one_line(run, weights, tmp_path, args, code, w
     assert {path.name for path in tmp_path.iterdir()} == {"in.safetensors", "in.txt"}
 
 
-def test_debug_shows_the_traceback(run, weights):
-    with pytest.raises(Exception, match="no such file"):
-        cli.main(["compress", "none.safetensors", "-o", "x.dcz", "--debug"])
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("compress", "none.safetensors", "-o", "x.dcz"), 1),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--recipe", "nope"), 2),
+        (("verify", "in.safetensors"), 3),
+        (("compress", "in.safetensors", "-o", "x.dcz", "--recipe", "uniform", "--max-size", "100B"), 3),
+    ],
+)
+def test_debug_shows_the_traceback_and_changes_no_exit_code(args, code, run, weights, capsys):
+    plain = run(*args, code=code).err.splitlines()[-1]
+    assert cli.main([*args, "--debug", *(["--force"] if code == 3 and "compress" in args else [])]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == plain
 
 
 def test_a_pickle_is_never_executed(run, tmp_path):
@@ -224,18 +263,117 @@ def test_shards_outside_their_folder_are_refused(run, weights, tmp_path):
     assert "'../in.safetensors'" in run("compress", "shards", "-o", "x.dcz", code=1).err
 
 
-def test_interrupt_leaves_nothing(tmp_path):
-    save_file({f"w{i}": torch.randn(400, 500) for i in range(60)}, tmp_path / "in.safetensors")
-    code = (
-        "import os, signal, threading, sys; from deepcomp import cli, pipeline;"
-        "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start();"
-        f"sys.exit(cli.main(['compress', {str(tmp_path / 'in.safetensors')!r}, '-o', {str(tmp_path / 'x.dcz')!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+@pytest.mark.parametrize(("stop", "word"), [("SIGINT", "interrupted"), ("SIGTERM", "terminated")])
+@pytest.mark.parametrize(
+    ("where", "written"), [("serializer.pack", False), ("pipeline.inspect", True)], ids=["writing", "measuring"]
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_stop_leaves_the_old_file_or_the_new_one_and_says_which(stop, word, where, written, force, tmp_path):
+    save_file({f"w{i}": torch.randn(20, 20) for i in range(5)}, tmp_path / "in.safetensors")
+    if force:
+        (tmp_path / "x.dcz").write_bytes(b"old")
+    code = f"""
+        import os, signal, sys
+        from deepcomp import cli, {where.split(".")[0]} as module
+        def stop(*_, **__):
+            os.kill(os.getpid(), signal.{stop})
+        module.{where.split(".")[1]} = stop
+        sys.exit(cli.main(["compress", "in.safetensors", "-o", "x.dcz", *{["--force"] * force}]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+    told = "x.dcz was written, but not measured" if written else "x.dcz was not written"
+    assert done.stderr == f"deepcomp: {word}; {told}\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.safetensors"} | ({"x.dcz"} if written or force else set())
+    assert not force or ((tmp_path / "x.dcz").read_bytes() == b"old") != written
+
+
+def test_the_command_can_be_called_from_any_thread_and_leaves_the_process_as_it_was(run, weights):
+    before = (signal.getsignal(signal.SIGTERM), list(warnings.filters))
+    codes = []
+    thread = threading.Thread(
+        target=lambda: codes.append(cli.main(["compress", "in.safetensors", "-o", "x.dcz"]))
+    )  # fmt: skip
+    thread.start()
+    thread.join()
+    run("compress", "in.safetensors", "-o", "y.dcz")
+    assert codes == [0]
+    assert before == (signal.getsignal(signal.SIGTERM), list(warnings.filters))
+
+
+def test_a_page_is_replaced_with_force_alone(run, weights, tmp_path):
+    run("compress", "in.safetensors", "-o", "x.dcz")
+    run("inspect", "x.dcz", "--html", "x.html")
+    assert "exists already" in run("inspect", "x.dcz", "--html", "x.html", code=1).err
+    run("inspect", "x.dcz", "--html", "x.html", "--force")
+    good = (tmp_path / "x.dcz").read_bytes()
+    assert "another name" in run("inspect", "x.dcz", "--html", "x.dcz", "--force", code=2).err
+    assert (tmp_path / "x.dcz").read_bytes() == good
+
+
+def strict(text):
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_json_has_no_numbers_that_json_does_not_have(run, tmp_path, monkeypatch):
+    (tmp_path / "endless_metric.py").write_text(
+        textwrap.dedent("""
+        import torch
+        from deepcomp import Data
+        from deepcomp.model.datasets import load_data
+
+        def endless(outputs, targets):
+            return float("inf")
+        endless.higher_is_better = True
+
+        def data():
+            digits = load_data("digits")
+            return Data(digits.train, digits.test, endless)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    save_file(zoo.build("digits-cnn").state_dict(), tmp_path / "w.safetensors")
+    args = ("w.safetensors", "--model", "digits-cnn", "--data", "endless_metric:data", "--json")
+    assert strict(run("evaluate", *args).out)["value"] is None
+    done = strict(run("compress", *args, "-o", "x.dcz", "--recipe", "uniform", "--pareto", "c.json").out)
+    assert done["metric"] == {"name": "endless", "before": None, "after": None, "drop": None}
+    assert strict((tmp_path / "c.json").read_text())["points"][0]["quality"] is None
+
+
+def test_a_file_with_operations_needs_no_model(run, tmp_path):
+    save_file(zoo.build("digits-cnn").state_dict(), tmp_path / "w.safetensors")
+    run("compress", "w.safetensors", "-o", "x.dcz", "--model", "digits-cnn")
+    for args in (("compress", "x.dcz", "-o", "y.dcz"), ("evaluate", "x.dcz", "--data", "digits")):
+        assert "x.dcz: brings its own operations" in run(*args, "--model", "lenet-5", code=2).err
+        run(*args)
+    assert "brings its own operations" in run("compress", "x.dcz", "-o", "z.dcz", "--input", "1x1x8x8", code=2).err
+
+
+def test_evaluate_tells_the_bytes_of_all_shards(run, tmp_path):
+    state = zoo.build("digits-cnn").state_dict()
+    (tmp_path / "shards").mkdir()
+    save_file(state, tmp_path / "shards" / "m.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "m.safetensors")}
+    (tmp_path / "shards" / "m.safetensors.index.json").write_text(json.dumps(index))
+    found = json.loads(run("evaluate", "shards", "--model", "digits-cnn", "--data", "digits", "--json").out)
+    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "shards").iterdir())
+
+
+def test_the_limit_on_dense_bytes_may_be_raised_wherever_a_file_is_read(run, tmp_path, monkeypatch):
+    save_file({"w": torch.zeros(500, 500)}, tmp_path / "in.safetensors")
+    run("compress", "in.safetensors", "-o", "x.dcz")
+    monkeypatch.setattr("deepcomp.loader.MAX_BYTES", 1000)
+    monkeypatch.setattr("deepcomp.loader.MAX_RATIO", 1)
+    assert "max_bytes" in run("verify", "x.dcz", code=3).err
+    for args in (
+        ("compress", "x.dcz", "-o", "y.dcz"),
+        ("decompress", "x.dcz", "-o", "y.safetensors"),
+        ("inspect", "x.dcz"),
+        ("verify", "x.dcz", "--against", "x.dcz"),
+    ):
+        assert "max_bytes" in run(*args, code=1).err
+        run(*args, "--max-bytes", "8MB")
 
 
 def test_demo_shows_accuracy_ratio_and_where_each_byte_goes(run, tmp_path):

@@ -12,29 +12,37 @@ import torch
 import deepcomp
 
 PACKAGE = Path(deepcomp.__file__).parent
-# What each room may know of the others; below them all are errors, wire and jit.
-GROUND = {"errors", "wire", "jit", "version"}
+# The rooms from the ground up, and what each may know of those below it. All may know the ground.
+GROUND = ("version", "errors", "jit", "wire", "sizes", "quantizer")
 MAY_IMPORT = {
-    "entropy": set(),
-    "container": set(),
-    "model": set(),
+    **{room: set() for room in (*GROUND, "recipes", "entropy", "container", "model")},
     "weights": {"entropy"},
+    "calibration": {"weights"},
     "runtime": {"model"},
     "entry": {"weights"},
-    "network": {"weights", "model", "entry"},
+    "network": {"weights", "model", "entry", "runtime"},
+    "loader": {"entropy", "weights", "model", "container", "entry", "runtime"},
+    "report": {"weights", "container", "entry", "loader"},
     "training": {"weights", "model", "network", "container"},
     "steps": {"weights", "model", "network", "training", "report", "runtime"},
     "recipe": {"steps"},
     "serializer": {"entropy", "weights", "model", "container", "entry", "network"},
-    "loader": {"entropy", "weights", "model", "container", "entry", "runtime"},
-    "report": {"weights", "container", "entry", "loader"},
-    "verification": {"entry", "loader", "runtime"},
+    "verification": {"loader", "model"},
+    "opening": {"entry", "loader", "model", "network"},
+    "budget": {"container", "recipe", "report"},
+    "pipeline": {
+        *("budget", "container", "entry", "loader", "model", "network", "opening", "recipe", "report", "serializer"),
+        *("steps", "training"),
+    },
+    "demo": {"model", "pipeline", "verification"},
+    "cli": {"container", "demo", "loader", "model", "opening", "pipeline", "report", "verification"},
+    "__init__": {"loader"},
+    "__main__": {"cli"},
 }
 
 
-def imports(path):
-    """The modules of deepcomp a file imports when it is imported or run; not those for type checkers."""
-    tree = ast.parse(path.read_text())
+def imports(tree):
+    """The dotted names a program imports when it is imported or run; not those for type checkers."""
     hidden = {
         id(inner)
         for node in ast.walk(tree)
@@ -42,29 +50,59 @@ def imports(path):
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in hidden or not isinstance(node, (ast.Import, ast.ImportFrom)):
+        if id(node) in hidden:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module == "deepcomp":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deepcomp."):
-            yield node.module.split(".")[1]
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("deepcomp."))
+            yield from (alias.name for alias in node.names)
+
+
+def rooms(tree):
+    """The rooms of the house among them."""
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("deepcomp.")}
+
+
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def test_every_room_is_listed_above_those_it_may_know():
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there == set(MAY_IMPORT)
+    listed = list(MAY_IMPORT)
+    for room, known in MAY_IMPORT.items():
+        assert known <= set(listed[: listed.index(room)]), room
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_imports_point_down(room):
     files = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
     for file in files:
-        found = set(imports(file)) - GROUND - {room}
+        found = rooms(parsed(file)) - {*GROUND, room}
         assert found <= MAY_IMPORT[room], f"{file.name} imports {found - MAY_IMPORT[room]}"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from deepcomp import loader",
+        "import deepcomp.loader",
+        "import deepcomp.loader as l",
+        "from deepcomp.loader import x",
+    ],
+)
+def test_no_way_to_import_is_overlooked(line):
+    assert rooms(ast.parse(f"def late():\n    {line}")) == {"loader"}
+    assert rooms(ast.parse(f"if TYPE_CHECKING:\n    {line}")) == set()
+
+
 def test_steps_do_not_import_each_other():
-    for file in (PACKAGE / "steps").glob("*.py"):
-        names = {node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)}
-        others = {name for name in names if (name or "").startswith("deepcomp.steps.")} - {"deepcomp.steps.step"}
-        assert file.name == "__init__.py" or not others
+    for file in set((PACKAGE / "steps").glob("*.py")) - {PACKAGE / "steps" / "__init__.py"}:
+        for name in imports(parsed(file)):
+            parts = name.split(".")
+            assert parts[:2] != ["deepcomp", "steps"] or parts[2:3] == ["step"], f"{file.name} imports {name}"
 
 
 def test_only_the_command_prints():

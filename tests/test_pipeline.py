@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from independent_decoder import decode
 from safetensors.torch import save_file
 from torch import nn
 
 import deepcomp
-from deepcomp import BudgetError, FormatError, InputError, UsageError
+from deepcomp import BudgetError, CaptureError, FormatError, InputError, UsageError
 from deepcomp.model import zoo
+from deepcomp.weights.dtypes import to_words
 
 
 class Tied(nn.Module):
@@ -97,8 +100,10 @@ def test_the_network_given_is_left_as_it_was(net, tmp_path):
 
 
 def test_weights_alone_without_example_input_and_the_reason_is_given(net, tmp_path):
-    report = deepcomp.compress(net, tmp_path / "x.dcz")
-    assert "example input" in report.warnings[0]
+    with pytest.warns(UserWarning, match="no example input was given, so weights alone are stored") as caught:
+        report = deepcomp.compress(net, tmp_path / "x.dcz")
+    assert [str(warning.message) for warning in caught] == report.warnings
+    assert caught[0].filename == __file__
     assert same_bits(deepcomp.load_state_dict(tmp_path / "x.dcz"), net.state_dict())
     with pytest.raises(InputError, match="without a graph"):
         deepcomp.load(tmp_path / "x.dcz")
@@ -113,8 +118,8 @@ def test_a_network_that_cannot_be_captured_still_compresses_and_names_the_operat
         def forward(self, x):
             return torch.linalg.svdvals(self.fc(x))
 
-    report = deepcomp.compress(Odd(), tmp_path / "x.dcz", example_inputs=torch.randn(3, 2, 4))
-    assert "svd" in report.warnings[0]
+    with pytest.warns(UserWarning, match="svd"):
+        deepcomp.compress(Odd(), tmp_path / "x.dcz", example_inputs=torch.randn(3, 2, 4))
     assert len(deepcomp.load_state_dict(tmp_path / "x.dcz")) == 2
 
 
@@ -218,6 +223,68 @@ def test_quality_is_measured_on_what_the_file_gives_back(tmp_path):
     assert deepcomp.load(tmp_path / "x.dcz") is not None  # the data gave the example input
 
 
+class Brittle(nn.Module):
+    """A network whose outputs are NaN unless its weights are all `sound`."""
+
+    def __init__(self, sound=1.0):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        nn.init.ones_(self.fc.weight)
+        self.sound = sound
+
+    def forward(self, x):
+        return torch.where((self.fc.weight == self.sound).all(), self.fc(x), torch.nan)
+
+
+def labelled(metric, width=4):
+    items = [(torch.ones(width), torch.tensor(i % 4)) for i in range(20)]
+    return deepcomp.Data(items, items, metric)
+
+
+@pytest.fixture
+def pruning(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "pruning.toml"
+    path.write_text("[[step]]\ndo = 'prune'\ndensity = 0.5\n")
+    return path
+
+
+@pytest.mark.parametrize("metric", ["accuracy", None])
+@pytest.mark.parametrize(
+    ("net", "width", "words"),
+    [(Brittle(sound=0.0), 4, "Brittle: 80 of 80 outputs"), (nn.Linear(4, 4), 5, "Linear does not run on this data")],
+)
+def test_a_network_that_cannot_be_measured_is_an_error_before_any_work(net, width, words, metric, pruning, tmp_path):
+    (tmp_path / "x.dcz").write_bytes(b"precious")
+    data, example = labelled(metric, width), torch.ones(2, 4)
+    with pytest.raises(InputError, match=words):
+        deepcomp.compress(net, tmp_path / "x.dcz", recipe=pruning, data=data, example_inputs=example, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.dcz"]
+    assert (tmp_path / "x.dcz").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", None])
+@pytest.mark.parametrize("runnable", [True, False])
+def test_a_network_broken_by_compression_is_written_and_said_to_be(metric, runnable, pruning, tmp_path, monkeypatch):
+    def capture(*_):
+        raise CaptureError("not today")
+
+    if not runnable:
+        monkeypatch.setattr("deepcomp.pipeline.capture", capture)
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030 (all are compared below)
+        report = deepcomp.compress(Brittle(), tmp_path / "x.dcz", recipe=pruning, data=labelled(metric))
+    assert [str(warning.message) for warning in caught] == report.warnings
+    assert re.search("after compression .* cannot be measured: .* NaN", report.warnings[-1])
+    assert (report.metric["after"], report.metric["drop"]) == (None, None)
+    assert deepcomp.inspect(tmp_path / "x.dcz")["runnable"] == runnable
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, 10**23])
+def test_a_seed_beyond_64_bits_is_refused(seed, tmp_path):
+    with pytest.raises(UsageError, match=f"seed = {seed}"):
+        deepcomp.compress({"w": torch.ones(3)}, tmp_path / "x.dcz", seed=seed)
+    deepcomp.compress({"w": torch.randn(30, 30)}, tmp_path / "x.dcz", recipe="deep-compression", seed=(1 << 64) - 1)
+
+
 def test_data_without_a_network_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--model"):
         deepcomp.compress({"w": torch.randn(3, 3)}, tmp_path / "x.dcz", data="digits")
@@ -246,14 +313,117 @@ def test_largest_drop_finds_the_strongest_setting_that_keeps_it(tmp_path):
     report = deepcomp.compress(net, tmp_path / "x.dcz", recipe="uniform", max_drop=100.0, data=data)
     assert report.points[-1]["value"] == 2
     assert report.output_bytes == min(point["bytes"] for point in report.points)
-    with pytest.raises(BudgetError, match="drop"):
-        deepcomp.compress(net, tmp_path / "y.dcz", recipe="uniform", max_drop=-200.0, data=data)
+    with pytest.raises(BudgetError, match=r"a drop of .* at most 0 allowed"):
+        deepcomp.compress(net, tmp_path / "y.dcz", recipe="uniform", max_drop=0, data=closeness(net))
     with pytest.raises(UsageError, match="max_drop"):
         deepcomp.compress(net, tmp_path / "z.dcz", recipe="uniform", max_drop=1.0)
 
 
-def test_curve_is_written_and_drawn(tmp_path):
+def closeness(net):
+    """Data whose metric is how close outputs are to those of `net`: every loss shows."""
+    x = torch.rand(10, 1, 8, 8)
+    with torch.no_grad():
+        test = torch.utils.data.TensorDataset(x, net(x))
 
+    def metric(outputs, targets):
+        return -(outputs - targets).abs().max()
+
+    metric.higher_is_better = True
+    return deepcomp.Data(test, test, metric)
+
+
+def test_both_budgets_are_met_or_it_is_said(tmp_path):
+    net = zoo.build("digits-cnn")
+    data = closeness(net)
+    free = deepcomp.compress(net, tmp_path / "0.dcz", recipe="uniform", data=data, pareto=tmp_path / "c.json")
+    size, drop = sorted((point["bytes"], point["drop"]) for point in free.points)[2]
+    both = {"recipe": "uniform", "data": data, "max_size": size}
+    assert deepcomp.compress(net, tmp_path / "1.dcz", **both, max_drop=1.01 * drop).output_bytes == size
+    with pytest.raises(BudgetError, match=r"a drop of .* is the least that fits the size") as caught:
+        deepcomp.compress(net, tmp_path / "2.dcz", **both, max_drop=0.99 * drop)
+    assert caught.value.report.output_bytes == size == (tmp_path / "2.dcz").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"max_size": 0}, "max_size = 0"),
+        ({"max_size": -5}, "max_size = -5"),
+        ({"max_size": "3 apples"}, "'3 apples'"),
+        ({"max_size": 2.5}, r"max_size = 2\.5"),
+        ({"max_drop": -0.5}, r"max_drop = -0\.5"),
+        ({"max_drop": float("nan")}, "max_drop = nan"),
+        ({"max_drop": float("inf")}, "max_drop = inf"),
+        ({"max_drop": "much"}, "max_drop = 'much'"),
+    ],
+    ids=str,
+)
+def test_budgets_that_are_none_are_refused(budget, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        deepcomp.compress({"w": torch.ones(3)}, tmp_path / "x.dcz", recipe="uniform", data="digits", **budget)
+
+
+def test_a_size_may_be_written_as_on_the_command_line(tmp_path):
+    report = deepcomp.compress({"w": torch.randn(50, 50)}, tmp_path / "x.dcz", recipe="uniform", max_size="1.5kB")
+    assert report.output_bytes <= 1500
+    assert report.points
+
+
+@pytest.mark.parametrize(
+    ("pareto", "words"),
+    [
+        ("c.svg", r"c\.svg: .* another name expected"),
+        ("x.dcz", r"x\.dcz: .* another name expected"),
+        ("./x.dcz", "another name expected"),
+        ("in.safetensors", "another name expected"),
+        ("in.json", r"in\.svg: .*exists already"),
+        ("there.json", r"there\.json: exists already"),
+        ("none/c.json", "none"),
+        (".", "folder"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_curve_replaces_nothing_unasked_and_never_what_is_read(pareto, words, force, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": torch.randn(20, 20)}, "in.safetensors")
+    files = {"in.safetensors": (tmp_path / "in.safetensors").read_bytes(), "in.svg": b"svg", "there.json": b"json"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    if force and "exists" in words:
+        deepcomp.compress("in.safetensors", "x.dcz", recipe="uniform", pareto=pareto, force=True)
+        return
+    with pytest.raises((InputError, UsageError), match=words):
+        deepcomp.compress("in.safetensors", "x.dcz", recipe="uniform", pareto=pareto, force=force)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_the_input_is_never_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": torch.ones(3)}, "in.safetensors")
+    before = (tmp_path / "in.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="another name expected"):
+        deepcomp.compress("in.safetensors", "./in.safetensors", force=True)
+    assert (tmp_path / "in.safetensors").read_bytes() == before
+
+
+def test_a_curve_without_matplotlib_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "deepcomp.report.plot", raising=False)
+    with pytest.raises(UsageError, match="matplotlib, which is not installed"):
+        deepcomp.compress({"w": torch.ones(3)}, tmp_path / "x.dcz", recipe="uniform", pareto=tmp_path / "c.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_ends_where_a_link_leads(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/x.dcz")
+    deepcomp.compress({"w": torch.randn(50, 50)}, tmp_path / "link", recipe="uniform", max_size=2000)
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["x.dcz"]
+
+
+def test_curve_is_written_and_drawn(tmp_path):
     weights = {"w": torch.randn(50, 50)}
     report = deepcomp.compress(weights, tmp_path / "x.dcz", recipe="uniform", pareto=tmp_path / "c.json")
     curve = json.loads((tmp_path / "c.json").read_text())
@@ -261,6 +431,17 @@ def test_curve_is_written_and_drawn(tmp_path):
     assert [point["bytes"] for point in curve["points"]] == sorted((p["bytes"] for p in curve["points"]), reverse=True)
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
     assert report.output_bytes == curve["points"][0]["bytes"]  # the recipe's own setting
+
+
+@pytest.mark.parametrize("recipe", ["deep-compression", "uniform"])
+def test_weights_of_which_nothing_is_left_survive_the_file(recipe, tmp_path):
+    weights = {"zero": torch.zeros(8, 6), "half": torch.zeros(4, 4).half(), "tiny": torch.randn(1, 2)}
+    settings = {"prune.density": 0.2} if recipe == "deep-compression" else {}
+    deepcomp.compress(weights, tmp_path / "x.dcz", recipe=recipe, settings=settings)
+    state = deepcomp.load_state_dict(tmp_path / "x.dcz")
+    assert not state["zero"].any()
+    read = {tensor.name: tensor for tensor in decode((tmp_path / "x.dcz").read_bytes()).tensors}
+    assert {name: read[name].data for name in read} == {name: to_words(state[name]).tobytes() for name in weights}
 
 
 def test_more_than_max_bytes_is_refused_before_it_unfolds(tmp_path):
@@ -299,6 +480,31 @@ def test_what_cannot_be_compressed_is_named(wrong, words, tmp_path):
     with pytest.raises((InputError, UsageError), match=words):
         deepcomp.compress(wrong, tmp_path / "x.dcz")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.zeros([1] * 33), "w: 33 dimensions found, at most 32 expected"),
+        (torch.zeros(0, 2**61), "w: "),
+    ],
+    ids=["33 dimensions", "a size beyond all bounds"],
+)
+def test_what_no_reader_takes_is_not_written(tensor, words, tmp_path):
+    (tmp_path / "x.dcz").write_bytes(b"precious")
+    with pytest.raises(InputError, match=words):
+        deepcomp.compress({"v": torch.ones(3), "w": tensor}, tmp_path / "x.dcz", force=True)
+    assert (tmp_path / "x.dcz").read_bytes() == b"precious"
+    deepcomp.compress({"w": torch.zeros([1] * 32), "v": torch.zeros(0, 2**60)}, tmp_path / "x.dcz", force=True)
+    assert deepcomp.load_state_dict(tmp_path / "x.dcz")["v"].shape == (0, 2**60)
+
+
+def test_metadata_that_no_reader_takes_is_not_written(tmp_path):
+    (tmp_path / "x.dcz").write_bytes(b"precious")
+    save_file({"w": torch.ones(3)}, tmp_path / "x.safetensors", {"note": "é" * 2**19})
+    with pytest.raises(InputError, match=r"metadata of 1048[0-9]+ bytes found, at most 1048576 expected"):
+        deepcomp.compress(tmp_path / "x.safetensors", tmp_path / "x.dcz", force=True)
+    assert (tmp_path / "x.dcz").read_bytes() == b"precious"
 
 
 def test_views_and_strides_come_back_as_values(tmp_path):

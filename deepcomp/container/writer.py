@@ -25,7 +25,9 @@ from deepcomp.container.layout import (
     Record,
     pack_index,
 )
-from deepcomp.errors import InputError
+from deepcomp.errors import InputError, UsageError
+
+_JOINED = 1 << 16  # bytes that are copied together rather than written part by part
 
 __all__ = ["Writer", "check_target", "move", "place"]
 
@@ -56,14 +58,15 @@ class Writer:
         self.sha256 = ""
         self.size = 0
         self._hash = hashlib.sha256()
-        self._open: list[tuple[Record, bytes]] = []  # records of the chunk not yet closed
+        self._open: list[bytes | memoryview] = []  # what stands in the chunk not yet closed …
+        self._open_size = 0  # … and its bytes
 
     def __enter__(self) -> Self:
         self._temporary, self._file = _begin(self.path, self.force)
         self._put(HEADER.pack(MAGIC, MAJOR, MINOR))
         return self
 
-    def add(self, kind: int, name: str, head: bytes, body: Iterable[bytes] = ()) -> None:
+    def add(self, kind: int, name: str, head: bytes, body: Iterable[bytes | memoryview] = ()) -> None:
         """Write one record.
 
         Parameters
@@ -80,13 +83,14 @@ class Writer:
         if len(name.encode()) > LONGEST_NAME or len(self.records) == MOST_RECORDS:
             limits = f"names of {LONGEST_NAME} bytes and {MOST_RECORDS} records"
             raise InputError(f"{self.path}: a file holds {limits} at most, more found at {name[:40]!r}")
-        whole = b"".join(body)
-        if len(whole) >= CHUNK:
+        parts = list(body)
+        record = Record(kind, name, head, sum(map(len, parts)), last=False)
+        if record.length >= CHUNK:
             self._close_chunk()  # small neighbours are read without this one
-        record = Record(kind, name, head, len(whole), last=False)
         self.records.append(record)
-        self._open.append((record, whole))
-        if sum(len(part) for _, part in self._open) >= CHUNK:
+        self._open += parts
+        self._open_size += record.length
+        if self._open_size >= CHUNK:
             self._close_chunk()
 
     def __exit__(
@@ -100,22 +104,21 @@ class Writer:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._temporary)
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
 
     def _close_chunk(self) -> None:
-        if not self._open:
-            return
-        self._open[-1][0].last = True
+        if self.records:
+            self.records[-1].last = True
         crc = 0
-        for _, body in self._open:
-            crc = zlib.crc32(body, crc)
-            self._put(body)
-        if any(body for _, body in self._open):
+        for part in self._open if self._open_size > _JOINED else (b"".join(self._open),):
+            crc = zlib.crc32(part, crc)
+            self._put(part)
+        if self._open_size:
             self._put(CRC.pack(crc))
-        self._open.clear()
+        self._open, self._open_size = [], 0
 
     def _finish(self) -> None:
         self._close_chunk()
@@ -147,19 +150,36 @@ def place(path: str | os.PathLike[str], data: bytes, force: bool = False) -> Non
             os.unlink(temporary)
 
 
-def check_target(path: Path, force: bool) -> None:
-    """Insist that a file may be put at `path`, before any work is done for it."""
+def check_target(path: Path, force: bool, others: Iterable[Path] = ()) -> None:
+    """Insist that a file may be put at `path`, before any work is done for it.
+
+    Parameters
+    ----------
+    others : iterable of Path
+        What is read, or written too: `path` must be none of them, whether forced or not.
+    """
+    real = _real(path)
     if path.is_dir():
         raise InputError(f"{path}: a folder stands there, a file expected")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a device or a pipe stands there, a regular file expected")
+    if real in map(_real, others):
+        raise UsageError(f"{path}: is read, or written for something else; another name expected")
     if path.exists() and not force:
         raise InputError(f"{path}: exists already; --force replaces it")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written: {path.parent} is not a folder one can write to")
+    if not os.access(real.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {real.parent} is not a folder one can write to")
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads, links followed: a link stays one, what it points to is replaced."""
+    return Path(os.path.realpath(path))
 
 
 def _begin(path: Path, force: bool) -> tuple[str, BinaryIO]:
     """A temporary file beside `path`, open for writing."""
     check_target(path, force)
+    path = _real(path)
     try:
         number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -169,6 +189,7 @@ def _begin(path: Path, force: bool) -> tuple[str, BinaryIO]:
 
 def move(temporary: str, path: Path, force: bool) -> None:
     """Rename a finished file to its target, replacing one only if `force` is set."""
+    path = _real(path)
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private

@@ -33,6 +33,7 @@ Integers: TypeAlias = NDArray[np.unsignedinteger]
 _WORD = np.uint64(32)
 _LOW_WORD = np.uint64(0xFFFFFFFF)
 _WINDOW = 8  # bytes
+_SHORT = 1 << 10  # fields that are handled bit by bit: few calls matter more than few operations
 _BLOCK = 1 << 16  # fields worked on at a time: their temporaries stay in the cache
 
 
@@ -46,6 +47,9 @@ def pack_fixed(values: Integers, width: int) -> bytes:
     kind = _kind(width)
     if width in (8, 16, 32):
         return values.astype(kind, copy=False).tobytes()
+    if len(values) <= _SHORT:
+        bits = values[:, None] >> np.arange(width) & 1
+        return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
     groups = -(-len(values) // 8)  # eight fields fill `width` whole bytes
     fields = np.zeros((groups, 8), kind)
     fields.reshape(-1)[: len(values)] = values
@@ -75,6 +79,9 @@ def read_fixed(cursor: Cursor, count: int, width: int) -> Integers:
     kind = _kind(width)
     if width in (16, 32):
         return raw.view(kind).astype(kind.newbyteorder("="), copy=False)
+    if count <= _SHORT:
+        bits = np.unpackbits(raw, count=count * width, bitorder="little").reshape(count, width)
+        return (bits @ (1 << np.arange(width))).astype(kind)
     groups = -(-count // 8)
     if len(raw) < groups * width:
         raw = np.concatenate([raw, np.zeros(groups * width - len(raw), np.uint8)])
@@ -127,6 +134,10 @@ def deposit(words: NDArray[np.uint32], values: NDArray[np.uint64], starts: NDArr
 
 def pack_variable(values: Integers, widths: NDArray[np.uint8]) -> bytes:
     """Pack each value into a field of its own width (0 to 32 bits)."""
+    if len(values) <= _SHORT:
+        bit = np.arange(widths.max(initial=0))
+        bits = (values[:, None] >> bit & 1)[bit < widths[:, None]]
+        return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
     total = int(widths.sum(dtype=np.int64))
     words = np.zeros(total // 32 + 2, "<u4")
     start = 0

@@ -13,6 +13,7 @@ complete: the sum of 2**-length is exactly 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ from deepcomp.entropy.bits import Parts, deposit, windows
 from deepcomp.entropy.tables import read_table, write_table
 from deepcomp.wire import Cursor
 
-__all__ = ["canonical_codes", "code_lengths", "decode", "encode", "estimate"]
+__all__ = ["Code", "canonical_codes", "code", "decode", "encode", "estimate"]
 
 LONGEST = 12
 _FEW = 16  # lanes, below which a loop in Python is faster than numpy in lock-step
@@ -31,51 +32,65 @@ _LEAST = 512  # bytes a lane, of which one and a half are lost
 _LOST = 0.44  # bytes, on average, to fill up a lane's last byte
 _ROOM = 16  # bytes a decoder may look beyond the codes
 _BLOCK = 1 << 17  # symbols encoded at a time
+_SHORT = 1 << 12  # symbols that decode one by one before a table of runs of them is made
 _STRIDE = 1 << 10  # bytes looked at together
+_SPAN = np.append(0, 1 << np.arange(LONGEST - 1, -1, -1))  # of 2**12 table entries, those of a code of each length
+# of every 12 bits, the same back to front
+_REVERSED = (np.arange(1 << LONGEST)[:, None] >> np.arange(LONGEST)[::-1] & 1) @ (1 << np.arange(LONGEST))
 
 
-def code_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Lengths of an optimal prefix code of at most 12 bits.
+@dataclass(frozen=True)
+class Code:
+    """A canonical code, and what it costs.
+
+    lengths : uint8, shape (256,)
+        Of each symbol's code; 0 for symbols that do not occur.
+    table : bytes
+        The lengths as they are stored.
+    bits : int
+        What all symbols take, coded so.
+    """
+
+    lengths: NDArray[np.uint8]
+    table: bytes
+    bits: int
+
+
+def code(histogram: NDArray[np.int64], fast: bool) -> Code:
+    """An optimal prefix code of at most 12 bits.
+
+    More frequent symbols never have longer codes; of equally frequent ones, the lower symbol has
+    the shorter code.
 
     Parameters
     ----------
     histogram : int64, shape (256,)
         How often each symbol occurs; at least two do.
-
-    Returns
-    -------
-    uint8, shape (256,)
-        0 for symbols that do not occur. More frequent symbols never have longer codes; of equally
-        frequent ones, the lower symbol has the shorter code.
+    fast : bool
+        Whether numba does the work; the code is the same.
     """
     symbols = np.flatnonzero(histogram)
     order = symbols[np.argsort(-histogram[symbols], kind="stable")]
-    weights = histogram[order]
-    ascending = _huffman(weights)
-    if ascending[-1] > LONGEST:
-        ascending = _package_merge(weights[::-1], LONGEST)
+    longest = min(LONGEST, len(order) - 1)  # no optimal code of n symbols is longer than n - 1
     lengths = np.zeros(len(histogram), np.uint8)
-    lengths[order] = ascending
-    return lengths
+    lengths[order] = _package_merge(histogram[order][::-1], longest, fast)[::-1]
+    return Code(lengths, write_table(lengths, fast), int(histogram @ lengths))
 
 
-def _huffman(weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Ascending code lengths without a limit."""
-    from dahuffman import HuffmanCodec
-
-    # dahuffman adds a leaf for an end symbol, unless that is one of the symbols itself.
-    table = HuffmanCodec.from_frequencies(dict(enumerate(weights.tolist())), eof=0).get_code_table()
-    return np.sort([length for length, _ in table.values()])
-
-
-def _package_merge(weights: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
-    """Ascending lengths of at most `longest`, for ascending weights (Larmore & Hirschberg 1990).
+def _package_merge(weights: NDArray[np.int64], longest: int, fast: bool) -> NDArray[np.int64]:
+    """Lengths of at most `longest`, for ascending weights (Larmore & Hirschberg 1990).
 
     Level by level, the leaves are merged with pairs of the level before. The cheapest 2n - 2 items
     of the last level are the solution: a leaf in it adds one bit to its symbol's code, a pair stands
     for two items of the level before, and so on down.
     """
     number = len(weights)
+    lengths = np.zeros(number, np.int64)
+    if fast:
+        from deepcomp.entropy import model_kernels
+
+        model_kernels.package_merge(weights, longest, lengths)
+        return lengths
     leaves: list[NDArray[np.bool_]] = []
     items = weights
     for _ in range(longest):
@@ -84,13 +99,12 @@ def _package_merge(weights: NDArray[np.int64], longest: int) -> NDArray[np.int64
         order = np.argsort(both, kind="stable")
         leaves.append(order < number)
         items = both[order]
-    lengths = np.zeros(number, np.int64)
     taken = 2 * number - 2
     for leaf in reversed(leaves):
         own = int(np.count_nonzero(leaf[:taken]))
         lengths[:own] += 1
         taken = 2 * (taken - own)
-    return lengths[::-1]
+    return lengths
 
 
 def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -98,11 +112,8 @@ def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
     codes = np.zeros(len(lengths), np.uint32)
     symbols = np.flatnonzero(lengths)
     order = symbols[np.argsort(lengths[symbols], kind="stable")]
-    length = lengths[order].astype(np.int64)
-    span = 1 << (LONGEST - length)  # of 2**12 table entries, counted in the order of the codes
-    code = (np.cumsum(span) - span) >> (LONGEST - length)
-    for bit in range(LONGEST):
-        codes[order] |= np.where(bit < length, (code >> (length - 1 - bit) & 1) << bit, 0).astype(np.uint32)
+    span = _SPAN[lengths[order]]
+    codes[order] = _REVERSED[np.cumsum(span) - span]
     return codes
 
 
@@ -119,44 +130,34 @@ def _lookup(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 def _lookup_fast(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """`_lookup`, but always for indices of 12 bits."""
-    from deepcomp.entropy import kernels
+    from deepcomp.entropy import model_kernels
 
     table = np.empty(1 << LONGEST, np.uint16)
-    kernels.huffman_table(lengths, table)
+    model_kernels.huffman_table(lengths, table)
     return table
 
 
-def estimate(histogram: NDArray[np.int64], lengths: NDArray[np.uint8]) -> float:
-    """Bytes that `encode` takes, right to a byte or so in a thousand."""
-    count, bits = int(histogram.sum()), int(histogram @ lengths)
-    k = lanes.choose(count, bits, _LEAST)
-    return len(write_table(lengths)) + bits / 8 + lanes.overhead(count, k, _LOST)
+def estimate(count: int, code: Code) -> float:
+    """Bytes that `encode` takes for `count` symbols, right to a byte or so in a thousand."""
+    k = lanes.choose(count, code.bits, _LEAST)
+    return len(code.table) + code.bits / 8 + lanes.overhead(count, k, _LOST)
 
 
-def encode(symbols: NDArray[np.uint8], histogram: NDArray[np.int64], lengths: NDArray[np.uint8], fast: bool) -> Parts:
-    """Write symbols, at least two of which differ.
-
-    Parameters
-    ----------
-    histogram, lengths : shape (256,)
-        Of these symbols, and `code_lengths` of it.
-    fast : bool
-        Whether numba does the work; the bytes are the same.
-    """
-    bits = int(histogram @ lengths)
-    k = lanes.choose(len(symbols), bits, _LEAST)
-    codes = canonical_codes(lengths)
+def encode(symbols: NDArray[np.uint8], code: Code, fast: bool) -> Parts:
+    """Write symbols, at least two of which differ; with numba if `fast`, the bytes are the same."""
+    k = lanes.choose(len(symbols), code.bits, _LEAST)
+    codes = canonical_codes(code.lengths)
     sizes = np.zeros(-(-len(symbols) >> k), np.int64)
     if fast:
         from deepcomp.entropy import kernels
 
-        out = np.empty(bits // 8 + len(sizes) + _ROOM, np.uint8)
-        entries = codes | lengths.astype(np.uint32) << 16
+        out = np.empty(code.bits // 8 + len(sizes) + _ROOM, np.uint8)
+        entries = codes | code.lengths.astype(np.uint32) << 16
         used = kernels.encode_huffman(kernels.frozen(symbols), 1 << k, entries, out, sizes)
         payload: bytes | memoryview = out[:used].data
     else:
-        payload = _encode_lanes(_groups(symbols, 1 << k), codes, lengths, bits, sizes)
-    return [write_table(lengths), lanes.write(k, sizes), payload]
+        payload = _encode_lanes(_groups(symbols, 1 << k), codes, code.lengths, code.bits, sizes)
+    return [code.table, lanes.write(k, sizes), payload]
 
 
 def _groups(symbols: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
@@ -193,15 +194,23 @@ def _encode_lanes(
 
 
 def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
-    """Read `count` symbols, which take all that is left of the data.
+    """Read `count` symbols, which take all that is left of the data; with numba if `fast`.
 
     Raises
     ------
     FormatError
         If the code is not complete, a lane does not end where the next one begins, or a pad bit is set.
     """
+    if fast and count <= _SHORT:
+        from deepcomp.entropy import model_kernels
+        from deepcomp.entropy.kernels import frozen
+
+        out = np.empty(count, np.uint8)
+        if model_kernels.decode_short(frozen(np.frombuffer(cursor.data[cursor.position :], np.uint8)), out):
+            cursor.take(cursor.left)
+            return out  # else the long way says what is wrong
     lengths = read_table(cursor, LONGEST, fast)
-    kraft = int((1 << LONGEST - lengths[lengths > 0].astype(np.int64)).sum())
+    kraft = int(_SPAN[lengths].sum())
     if kraft != 1 << LONGEST:
         cursor.fail(f"a code that fills {kraft} of {1 << LONGEST} table entries")
     layout = lanes.read(cursor, count, 1)
@@ -227,7 +236,7 @@ def _decode_fast(data: NDArray[np.uint8], layout: lanes.Lanes, table: NDArray[np
     out = np.empty(layout.count, np.uint8)
     ends = np.empty(len(layout.starts), np.uint64)
     size = layout.size
-    for part, run, origin in lanes.runs(layout, data, LONGEST * size // 8 + _ROOM):
+    for part, run, origin in lanes.runs(layout, data, LONGEST / 8):
         starts = (layout.starts[part] - origin).astype(np.uint64)
         symbols = out[part.start * size : part.stop * size]
         kernels.decode_huffman(kernels.frozen(run), starts, size, table, symbols, ends[part])

@@ -1,8 +1,8 @@
 """The inner loops of this package, compiled by numba; each has a twin in numpy with the same result.
 
 Importing this module imports numba: callers ask `deepcomp.jit` first. All arithmetic is in uint64
-(numba turns a mix with int64 into float64). Loops over lanes take four at a time, whose chains of
-dependent instructions then overlap. Nothing here checks bounds: callers pass buffers that the worst
+(numba turns a mix with int64 into float64). Loops over lanes take four or six at a time, whose chains
+of dependent instructions then overlap. Nothing here checks bounds: callers pass buffers that the worst
 input cannot overrun, and check afterwards where every lane ended.
 """
 
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "count_planes",
     "decode_huffman",
     "decode_rans",
+    "decode_singly",
     "encode_huffman",
     "encode_rans",
     "frozen",
@@ -141,26 +143,45 @@ def _huffman_runs(single, runs):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _huffman_step(runs, out, window, at, to):  # type: ignore[no-untyped-def]
-    run = runs[window & INDEX]
-    _store4(out, to, run)
-    bits = run >> U(32) & BYTE
-    return window >> bits, at + bits, to + (run >> U(40))
+def _window(data, at):  # type: ignore[no-untyped-def]
+    """The 57 bits or more from bit `at` on."""
+    return _load(data, at >> U(3)) >> (at & U(7))
 
 
 @_inline
-def _huffman_finish(single, runs, data, out, at, to, end):  # type: ignore[no-untyped-def]
-    """Decode one lane to its end, the last few symbols one by one; return the bit after it."""
-    while to + U(16) <= end:
-        window = _load(data, at >> U(3)) >> (at & U(7))
-        for _ in range(4):
-            window, at, to = _huffman_step(runs, out, window, at, to)
-    while to < end:
-        entry = U(single[_load(data, at >> U(3)) >> (at & U(7)) & INDEX])
-        out[to] = np.uint8(entry)
+def _huffman_step(runs, out, window, place):  # type: ignore[no-untyped-def]
+    """Decode a run. A place is symbols written << 8 | bits read since: one register, so that six lanes find room."""
+    run = runs[window & INDEX]
+    _store4(out, place >> U(8), run)
+    run >>= U(32)
+    return window >> (run & U(63)), place + run
+
+
+@_inline
+def _advance(at, place):  # type: ignore[no-untyped-def]
+    """Move the bits read from the place to where the lane is read."""
+    return at + (place & BYTE), place & ~BYTE
+
+
+@_kernel
+def decode_singly(single, data, out, at, to, end):  # type: ignore[no-untyped-def]
+    """Decode symbols `to` to `end` from bit `at` on, one by one; return the bit after them."""
+    for i in range(to, end):
+        entry = U(single[_window(data, at) & INDEX])
+        out[i] = np.uint8(entry)
         at += entry >> U(8)
-        to += U(1)
     return at
+
+
+@_inline
+def _huffman_finish(single, runs, data, out, at, place, stop):  # type: ignore[no-untyped-def]
+    """Decode one lane to its end, the last few symbols (all, without runs) one by one; return the bit after it."""
+    while place + U(16 << 8) <= stop and len(runs):
+        window = _window(data, at)
+        for _ in range(4):
+            window, place = _huffman_step(runs, out, window, place)
+        at, place = _advance(at, place)
+    return decode_singly(single, data, out, at, place >> U(8), stop >> U(8))
 
 
 @_kernel
@@ -170,42 +191,53 @@ def decode_huffman(data, starts, size, single, out, ends):  # type: ignore[no-un
     single : uint16[4096], symbol | bits << 8 of the code that any 12 bits begin with.
     Reads less than 12 bits * size + 16 bytes from the start of a lane.
     """
-    runs = np.empty(len(single), np.uint64)
+    runs = np.empty(len(single) if len(out) > len(single) else 0, np.uint64)
     _huffman_runs(single, runs)
-    step = U(size)
+    span = U(size) << U(8)
     whole = len(out) // size
     lane = 0
-    while lane + 4 <= whole:
-        at0, at1 = starts[lane] * U(8), starts[lane + 1] * U(8)
-        at2, at3 = starts[lane + 2] * U(8), starts[lane + 3] * U(8)
-        to0 = U(lane) * step
-        end0 = to1 = to0 + step
-        end1 = to2 = to1 + step
-        end2 = to3 = to2 + step
-        end3 = to3 + step
+    while lane + 6 <= whole:
+        at0, at1, at2 = starts[lane] * U(8), starts[lane + 1] * U(8), starts[lane + 2] * U(8)
+        at3, at4, at5 = starts[lane + 3] * U(8), starts[lane + 4] * U(8), starts[lane + 5] * U(8)
+        place0 = U(lane) * span
+        stop0 = place1 = place0 + span
+        stop1 = place2 = place1 + span
+        stop2 = place3 = place2 + span
+        stop3 = place4 = place3 + span
+        stop4 = place5 = place4 + span
+        stop5 = place5 + span
         while True:
-            rounds = min(min(end0 - to0, end1 - to1), min(end2 - to2, end3 - to3)) // U(16)
+            near = min(stop0 - place0, stop1 - place1, stop2 - place2, stop3 - place3, stop4 - place4, stop5 - place5)
+            rounds = near // U(16 << 8)  # of at most 16 symbols each
             if rounds == U(0):
                 break
             for _ in range(rounds):
-                window0 = _load(data, at0 >> U(3)) >> (at0 & U(7))
-                window1 = _load(data, at1 >> U(3)) >> (at1 & U(7))
-                window2 = _load(data, at2 >> U(3)) >> (at2 & U(7))
-                window3 = _load(data, at3 >> U(3)) >> (at3 & U(7))
+                window0, window1, window2 = _window(data, at0), _window(data, at1), _window(data, at2)
+                window3, window4, window5 = _window(data, at3), _window(data, at4), _window(data, at5)
                 for _k in range(4):  # 4 * 12 bits of the 57 or more in a window
-                    window0, at0, to0 = _huffman_step(runs, out, window0, at0, to0)
-                    window1, at1, to1 = _huffman_step(runs, out, window1, at1, to1)
-                    window2, at2, to2 = _huffman_step(runs, out, window2, at2, to2)
-                    window3, at3, to3 = _huffman_step(runs, out, window3, at3, to3)
-        ends[lane] = _huffman_finish(single, runs, data, out, at0, to0, end0)
-        ends[lane + 1] = _huffman_finish(single, runs, data, out, at1, to1, end1)
-        ends[lane + 2] = _huffman_finish(single, runs, data, out, at2, to2, end2)
-        ends[lane + 3] = _huffman_finish(single, runs, data, out, at3, to3, end3)
-        lane += 4
+                    window0, place0 = _huffman_step(runs, out, window0, place0)
+                    window1, place1 = _huffman_step(runs, out, window1, place1)
+                    window2, place2 = _huffman_step(runs, out, window2, place2)
+                    window3, place3 = _huffman_step(runs, out, window3, place3)
+                    window4, place4 = _huffman_step(runs, out, window4, place4)
+                    window5, place5 = _huffman_step(runs, out, window5, place5)
+                at0, place0 = _advance(at0, place0)
+                at1, place1 = _advance(at1, place1)
+                at2, place2 = _advance(at2, place2)
+                at3, place3 = _advance(at3, place3)
+                at4, place4 = _advance(at4, place4)
+                at5, place5 = _advance(at5, place5)
+        ends[lane] = _huffman_finish(single, runs, data, out, at0, place0, stop0)
+        ends[lane + 1] = _huffman_finish(single, runs, data, out, at1, place1, stop1)
+        ends[lane + 2] = _huffman_finish(single, runs, data, out, at2, place2, stop2)
+        ends[lane + 3] = _huffman_finish(single, runs, data, out, at3, place3, stop3)
+        ends[lane + 4] = _huffman_finish(single, runs, data, out, at4, place4, stop4)
+        ends[lane + 5] = _huffman_finish(single, runs, data, out, at5, place5, stop5)
+        lane += 6
     for rest in range(lane, len(starts)):
-        to = U(rest) * step
-        end = min(to + step, U(len(out)))
-        ends[rest] = _huffman_finish(single, runs, data, out, starts[rest] * U(8), to, end)
+        place = U(rest) * span
+        stop = min(place + span, U(len(out)) << U(8))
+        ends[rest] = _huffman_finish(single, runs, data, out, starts[rest] * U(8), place, stop)
 
 
 # --- rANS ---------------------------------------------------------------------------------------
@@ -387,6 +419,17 @@ def split_planes(words, rotate, planes):  # type: ignore[no-untyped-def]
 
 
 @_kernel
+def count_planes(words, rotate, counts):  # type: ignore[no-untyped-def]
+    """Count the bytes of the planes that `split_planes` writes: counts[k, byte]."""
+    turn = U(rotate)
+    top = U(8 * len(counts) - 1)
+    for i in range(len(words)):
+        word = U(words[i]) << turn | (U(words[i]) >> top & turn)
+        for k in range(len(counts)):
+            counts[k, word >> U(8 * k) & BYTE] += 1
+
+
+@_kernel
 def join_planes(planes, rotate, words):  # type: ignore[no-untyped-def]
     """`split_planes` backwards."""
     turn = U(rotate)
@@ -401,49 +444,3 @@ def join_planes(planes, rotate, words):  # type: ignore[no-untyped-def]
             shift = U(8 * k) - turn
             for i in range(len(block)):
                 block[i] |= U(plane[i]) << shift
-
-
-# --- tables -------------------------------------------------------------------------------------
-
-
-@_kernel
-def huffman_table(lengths, table):  # type: ignore[no-untyped-def]
-    """symbol | length << 8 of the code that each index of 12 bits begins with, for complete code lengths."""
-    code = 0
-    for length in range(1, 13):
-        code <<= 1
-        for symbol in range(len(lengths)):
-            if lengths[symbol] == length:
-                first = 0
-                for bit in range(length):
-                    first |= (code >> (length - 1 - bit) & 1) << bit
-                for index in range(first, len(table), 1 << length):
-                    table[index] = symbol | length << 8
-                code += 1
-
-
-@_kernel
-def unary_numbers(data, most, numbers):  # type: ignore[no-untyped-def]
-    """The twin of `tables._numbers` on unary ranks; returns bits read, -1 at the end of the data, -2 beyond `most`."""
-    at, last, hole = 0, 4, False
-    for i in range(len(numbers)):
-        rank = 0
-        while True:
-            if at >= 8 * len(data):
-                return -1
-            bit = data[at >> 3] >> (at & 7) & 1
-            at += 1
-            if bit == 0:
-                break
-            rank += 1
-        after = hole
-        hole = rank == (0 if after else 3)
-        if hole:
-            numbers[i] = 0
-            continue
-        distance = rank - 1 if after or rank > 3 else rank
-        last += (distance + 1) // 2 if distance % 2 else -(distance // 2)
-        if last < 1 or last > most:
-            return -2
-        numbers[i] = last
-    return at

@@ -30,6 +30,7 @@ __all__ = ["SLAB", "Lanes", "choose", "overhead", "read", "runs", "steps", "writ
 
 _SMALLEST, _LARGEST = 10, 16
 _ALONE = 14  # up to 2**14 symbols are one lane
+_BEYOND = 16  # units a decoder may look beyond a lane's symbols
 SLAB = 64  # steps whose symbols are gathered before they are put in place
 
 
@@ -99,21 +100,20 @@ def read(cursor: Cursor, count: int, unit: int) -> Lanes:
     if not _SMALLEST <= k <= _LARGEST:
         cursor.fail(f"lanes of 2**{k} symbols, 2**{_SMALLEST} to 2**{_LARGEST} expected,")
     others = (count - 1) >> k
-    longer = np.zeros(0, np.int64)
+    bounds = np.zeros(others + 2, np.int64)
     if others:
         shortest = cursor.varint(cursor.left)
         width = cursor.byte()
         if width > 32:
             cursor.fail(f"fields of {width} bits, at most 32 expected,")
-        longer = read_fixed(cursor, others, width).astype(np.int64) + shortest
-    payload, rest = divmod(cursor.left, unit)
+        longer = read_fixed(cursor, others, width)
+        np.cumsum(longer + np.int64(shortest), out=bounds[1:-1])
+    bounds[-1], rest = divmod(cursor.left, unit)
     if rest:
         cursor.fail(f"{cursor.left} bytes of payload, a multiple of {unit} expected,")
-    inner = np.cumsum(longer)
-    if others and inner[-1] > payload:
-        cursor.fail(f"lanes of {inner[-1] * unit} bytes, {cursor.left} left,")
-    starts = np.concatenate([np.zeros(1, np.int64), inner])
-    return Lanes(count, 1 << k, starts, np.append(inner, payload))
+    if bounds[-2] > bounds[-1]:
+        cursor.fail(f"lanes of {bounds[-2] * unit} bytes, {cursor.left} left,")
+    return Lanes(count, 1 << k, bounds[:-1], bounds[1:])
 
 
 def steps(layout: Lanes) -> Iterator[tuple[int, int, int]]:
@@ -126,21 +126,24 @@ def steps(layout: Lanes) -> Iterator[tuple[int, int, int]]:
 
 
 def runs(
-    layout: Lanes, units: NDArray[np.unsignedinteger], most: int
+    layout: Lanes, units: NDArray[np.unsignedinteger], each: float
 ) -> Iterator[tuple[slice, NDArray[np.unsignedinteger], int]]:
     """Runs of lanes, each with units in which it can be decoded without a check at every symbol.
 
-    A decoder that reads up to `most` units from the start of a lane, whatever they are, must not
-    overrun the payload: the lanes near its end are decoded from a padded copy.
+    A decoder that reads up to `each` units a symbol from the start of a lane, and some more, whatever
+    they are, must not overrun the payload: the lanes near its end are decoded from a padded copy.
 
     Yields
     ------
     slice of the lanes, the units, and where these start in the payload
     """
     number = len(layout.starts)
-    safe = int(np.searchsorted(layout.starts, len(units) - most, "right"))
+    most = int(each * min(layout.size, layout.count)) + _BEYOND
+    safe = int(layout.starts.searchsorted(len(units) - most, "right"))
     if safe:
         yield slice(0, safe), units, 0
     if safe < number:
         origin = int(layout.starts[safe])
-        yield slice(safe, number), np.concatenate([units[origin:], np.zeros(most, units.dtype)]), origin
+        padded = np.zeros(len(units) - origin + most, units.dtype)
+        padded[: len(units) - origin] = units[origin:]
+        yield slice(safe, number), padded, origin

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from deepcomp import jit
 
-__all__ = ["join", "split"]
+__all__ = ["count", "join", "split", "top"]
 
 _SECONDS = 0.7e-9  # numpy, a byte
 _BLOCK = 1 << 16  # words worked on at a time, in the cache
@@ -42,6 +42,22 @@ def split(words: NDArray[np.unsignedinteger], rotate: bool) -> list[NDArray[np.u
         for k, plane in enumerate(planes):
             plane[begin : begin + _BLOCK] = turned >> words.dtype.type(8 * k)  # its low byte
     return list(planes)
+
+
+def count(words: NDArray[np.unsignedinteger], rotate: bool) -> NDArray[np.int64]:
+    """How often each byte occurs in each plane, shape (bytes of a word, 256), without splitting the words."""
+    if jit.pays(words.nbytes * _SECONDS):
+        from deepcomp.entropy import kernels
+
+        counts = np.zeros((words.itemsize, 256), np.int64)
+        kernels.count_planes(kernels.frozen(words), int(rotate), counts)
+        return counts
+    return np.stack([np.bincount(plane, minlength=256) for plane in split(words, rotate)])
+
+
+def top(words: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """The highest plane of rotated words by itself."""
+    return (words >> words.dtype.type(8 * words.itemsize - 9)).astype(np.uint8)
 
 
 def join(

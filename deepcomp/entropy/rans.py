@@ -67,60 +67,61 @@ class Model:
         return np.cumsum(self.frequency) - self.frequency
 
 
-def model(histogram: NDArray[np.int64]) -> Model:
+def model(histogram: NDArray[np.int64], fast: bool) -> Model:
     """The model with the precision that makes table and symbols smallest, for two symbols or more."""
     present = np.flatnonzero(histogram)
-    candidates = []
-    for precision, weight in _PRECISIONS.items():
-        if len(present) <= 1 << precision:
-            frequency = normalise(histogram, precision)
-            bits = float(histogram[present] @ (precision - np.log2(frequency[present])))
-            candidates.append((bits / 8 * weight, precision, frequency, bits))
+    counts = histogram[present].astype(np.float64)
     least, best = math.inf, None
-    for symbols, precision, frequency, bits in sorted(candidates, key=lambda candidate: candidate[:2]):
-        if symbols < least:  # else it cannot win, whatever its table
-            table = _table(frequency, precision)
-            size = (len(table) + bits / 8) * _PRECISIONS[precision]
-            if size < least:
-                least, best = size, Model(precision, frequency, table, bits)
+    for precision, weight in _PRECISIONS.items():
+        shares = normalise(counts, precision, fast)
+        bits = float(counts @ (precision - np.log2(shares)))
+        size = weight * (bits + precision * len(present))  # a field grows by a bit with each of the precision
+        if size >= least:
+            break
+        least, best = size, (precision, shares, bits)
     assert best is not None
-    return best
+    precision, shares, bits = best
+    frequency = np.zeros(len(histogram), np.int64)
+    frequency[present] = shares
+    return Model(precision, frequency, _table(frequency, precision, fast), bits)
 
 
-def normalise(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
-    """Scale counts to integers that add up to 2**precision, at least 1 where a symbol occurs.
+def normalise(counts: NDArray[np.float64], precision: int, fast: bool) -> NDArray[np.int64]:
+    """Scale positive counts to positive integers that add up to 2**precision.
 
     Symbols are served in the order of count / (frequency + 1/2) (the apportionment of Sainte-Laguë),
     which to first order is the order of bits saved. Only +, -, * and / are used: every machine finds
     the same frequencies.
     """
-    symbols = np.flatnonzero(histogram)
-    count = histogram[symbols].astype(np.float64)
     total = 1 << precision
-    frequency = np.maximum(1, (count * total / count.sum()).astype(np.int64))
-    for _ in range(total - int(frequency.sum())):
-        frequency[np.argmax(count / (frequency + 0.5))] += 1
-    for _ in range(int(frequency.sum()) - total):
-        frequency[np.argmin(np.where(frequency > 1, count / (frequency - 0.5), np.inf))] -= 1
-    scaled = np.zeros(len(histogram), np.int64)
-    scaled[symbols] = frequency
-    return scaled
+    frequency: NDArray[np.int64] = np.maximum(1, (counts * total / counts.sum()).astype(np.int64))
+    missing = total - int(frequency.sum())
+    if fast:
+        from deepcomp.entropy import model_kernels
+
+        model_kernels.apportion(counts, missing, frequency)
+        return frequency
+    for _ in range(missing):
+        frequency[np.argmax(counts / (frequency + 0.5))] += 1
+    for _ in range(-missing):
+        frequency[np.argmin(np.where(frequency > 1, counts / (frequency - 0.5), np.inf))] -= 1
+    return frequency
 
 
-def _table(frequency: NDArray[np.int64], precision: int) -> bytes:
+def _table(frequency: NDArray[np.int64], precision: int, fast: bool) -> bytes:
     present = frequency > 0
     below = (np.frexp(frequency[present])[1] - 1).astype(np.uint8)  # bits below the leading one
     numbers = np.zeros(len(frequency), np.uint8)
     numbers[present] = precision - below
     fields = (frequency[present] - (1 << below.astype(np.int64))).astype(np.uint32)
-    return bytes([precision]) + write_table(numbers) + pack_variable(fields, below)
+    return bytes([precision]) + write_table(numbers, fast) + pack_variable(fields, below)
 
 
-def _read_model(cursor: Cursor) -> tuple[int, NDArray[np.int64]]:
+def _read_model(cursor: Cursor, fast: bool) -> tuple[int, NDArray[np.int64]]:
     precision = cursor.byte()
     if precision not in _PRECISIONS:
         cursor.fail(f"a precision of {precision} bits, {', '.join(map(str, _PRECISIONS))} expected,")
-    numbers = read_table(cursor, precision)
+    numbers = read_table(cursor, precision, fast)
     present = numbers > 0
     below = (precision - numbers[present]).astype(np.uint8)
     frequency = np.zeros(len(numbers), np.int64)
@@ -128,6 +129,11 @@ def _read_model(cursor: Cursor) -> tuple[int, NDArray[np.int64]]:
     if frequency.sum() != 1 << precision:
         cursor.fail(f"frequencies that add up to {frequency.sum()}, {1 << precision} expected,")
     return precision, frequency
+
+
+def least(table: int) -> float:
+    """About the fewest bytes `encode` takes beside the entropy, where a table of code lengths takes `table`."""
+    return 1 + table + _LOST
 
 
 def estimate(count: int, model: Model) -> float:
@@ -225,7 +231,7 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     FormatError
         If the frequencies do not add up, or a lane does not end in the first state with all its words read.
     """
-    precision, frequency = _read_model(cursor)
+    precision, frequency = _read_model(cursor, fast)
     layout = lanes.read(cursor, count, 2)
     if (layout.ends - layout.starts).min() < 2:
         cursor.fail("a lane without a state")
@@ -261,7 +267,7 @@ def _decode_fast(
     out = np.empty(layout.count, np.uint8)
     states, ends = np.empty((2, len(layout.starts)), np.uint64)
     size = layout.size
-    for part, run, origin in lanes.runs(layout, words, size + 3):
+    for part, run, origin in lanes.runs(layout, words, 1):
         starts = (layout.starts[part] - origin).astype(np.uint64)
         lane_out = out[part.start * size : part.stop * size]
         kernels.decode_rans(kernels.frozen(run), starts, size, slots, precision, lane_out, states[part], ends[part])

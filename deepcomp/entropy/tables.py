@@ -24,26 +24,33 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcomp.entropy.bits import pack_fixed, read_fixed
+from deepcomp.entropy.bits import fixed_bytes, pack_fixed, read_fixed
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["least", "read_table", "write_table"]
 
 _FIRST = 4
 _ABSENT = 3  # the rank of an absent symbol behind one that occurs
 _ALPHABET = 256
 
 
-def write_table(numbers: NDArray[np.uint8]) -> bytes:
-    """Write numbers up to 15, at least one of them not 0, in the shorter of the two forms."""
-    numbers = numbers[: int(np.flatnonzero(numbers)[-1]) + 1]
+def write_table(numbers: NDArray[np.uint8], fast: bool = False) -> bytes:
+    """Write numbers up to 15, at least one of them not 0, in the shorter of the two forms; with numba if `fast`."""
+    numbers = numbers[: int(numbers.nonzero()[0][-1]) + 1]
     head = (len(numbers) - 1) * 2
-    nibbles = pack_fixed(numbers, 4)
-    ranks = _ranks(numbers.tolist())
-    bits = np.ones(sum(ranks) + len(ranks), np.uint8)
-    bits[np.cumsum(np.array(ranks) + 1) - 1] = 0
-    unary = np.packbits(bits, bitorder="little").tobytes()
-    return varint(head) + nibbles if len(nibbles) < len(unary) else varint(head + 1) + unary
+    if fast:
+        from deepcomp.entropy import model_kernels
+
+        out = np.zeros(fixed_bytes(len(numbers), 4), np.uint8)
+        size, form = divmod(int(model_kernels.write_table(numbers, out)), 2)
+        return varint(head + form) + out[:size].tobytes()
+    ends = (_ranks(numbers) + 1).cumsum()
+    size = int(ends[-1])
+    if fixed_bytes(len(numbers), 4) < fixed_bytes(size, 1):
+        return varint(head) + pack_fixed(numbers, 4)
+    bits = np.ones(size, np.uint8)
+    bits[ends - 1] = 0
+    return varint(head + 1) + np.packbits(bits, bitorder="little").tobytes()
 
 
 def read_table(cursor: Cursor, most: int, fast: bool = False) -> NDArray[np.uint8]:
@@ -65,15 +72,21 @@ def read_table(cursor: Cursor, most: int, fast: bool = False) -> NDArray[np.uint
     FormatError
         If the table is cut short, has a number above `most`, or ends in an absent symbol.
     """
+    if fast:
+        from deepcomp.entropy import model_kernels
+        from deepcomp.entropy.kernels import frozen
+
+        table = np.zeros(_ALPHABET, np.uint8)
+        used = model_kernels.read_table(frozen(np.frombuffer(cursor.data[cursor.position :], np.uint8)), most, table)
+        if used > 0:
+            cursor.take(used)
+            return table  # else the slow way says what is wrong
     size, form = divmod(cursor.varint(2 * _ALPHABET - 1), 2)
     size += 1
     if form == 0:
         numbers = read_fixed(cursor, size, 4)
     else:
-        found = _numbers_fast(cursor, size, most) if fast else None
-        if found is None:  # the slow way says what is wrong, if anything is
-            found = np.array(_numbers(cursor, _read_unary(cursor, size), most), np.uint8)
-        numbers = found
+        numbers = np.array(_numbers(cursor, _read_unary(cursor, size), most), np.uint8)
     if numbers.max() > most:
         cursor.fail(f"a code table with {numbers.max()}, at most {most} expected,")
     if not numbers[-1]:
@@ -83,18 +96,22 @@ def read_table(cursor: Cursor, most: int, fast: bool = False) -> NDArray[np.uint
     return table
 
 
-def _ranks(numbers: list[int]) -> list[int]:
-    ranks = []
-    last, hole = _FIRST, False
-    for number in numbers:
-        if number == 0:
-            ranks.append(0 if hole else _ABSENT)
-        else:
-            step = number - last
-            distance = 2 * step - 1 if step > 0 else -2 * step
-            ranks.append(distance + 1 if hole or distance >= _ABSENT else distance)
-            last = number
-        hole = number == 0
+def least(histogram: NDArray[np.int64]) -> float:
+    """Bytes that no table for symbols that occur so often is smaller than."""
+    return 1 + (int(histogram.nonzero()[0][-1]) + 1) / 8
+
+
+def _ranks(numbers: NDArray[np.uint8]) -> NDArray[np.int64]:
+    present = numbers > 0
+    hole = np.zeros(len(numbers), np.bool_)  # whether the symbol before does not occur
+    hole[1:] = ~present[:-1]
+    occurring = numbers[present].astype(np.int64)
+    step = occurring.copy()
+    step[0] -= _FIRST
+    step[1:] -= occurring[:-1]
+    distance = 2 * np.abs(step) - (step > 0)
+    ranks = np.where(hole, 0, _ABSENT)
+    ranks[present] = distance + (hole[present] | (distance >= _ABSENT))
     return ranks
 
 
@@ -128,16 +145,3 @@ def _read_unary(cursor: Cursor, count: int) -> list[int]:
     cursor.take(used)
     ranks: list[int] = np.diff(ends, prepend=-1).tolist()
     return [rank - 1 for rank in ranks]
-
-
-def _numbers_fast(cursor: Cursor, size: int, most: int) -> NDArray[np.uint8] | None:
-    """`_numbers(_read_unary())` with numba; None, and nothing read, where anything is wrong."""
-    from deepcomp.entropy import kernels
-
-    numbers = np.empty(size, np.uint8)
-    data = np.frombuffer(cursor.data[cursor.position :], np.uint8)
-    bits = kernels.unary_numbers(kernels.frozen(data), most, numbers)
-    if bits < 0 or (bits % 8 and data[bits // 8] >> (bits % 8)):
-        return None
-    cursor.take(-(-bits // 8))
-    return numbers

@@ -27,6 +27,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from deepcomp.errors import CaptureError
 from deepcomp.model import ops
+from deepcomp.model.evaluate import evaluating
 from deepcomp.model.graph import Argument, Graph, Input, Node, Stored, Structure, Value, misfit
 
 __all__ = ["Captured", "capture"]
@@ -101,7 +102,7 @@ def capture(module: nn.Module, example_inputs: Tensor | Sequence[Tensor] | Mappi
     for name in [*saved, *(name for name, _ in module.named_buffers())]:
         if reason := misfit(name):
             raise CaptureError(f"{name[:200]!r} is a tensor's name {reason}")
-    with _evaluating(module), _quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(module), _open_attention(), _quiet(), torch.random.fork_rng(devices=[]):
         program = _export(module, examples, batch)
         return _Translation(program, list(_named(examples)), saved, batch).result()
 
@@ -158,19 +159,14 @@ def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Inference mode, flag by flag: `module.eval()` may be overridden to do more."""
-    flags = [(part, part.training) for part in module.modules()]
+def _open_attention() -> Iterator[None]:
+    """Without torch's fast path, which is one opaque operation for a whole encoder layer."""
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        for part, _ in flags:
-            part.training = False
-        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation for a whole encoder layer
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for part, training in flags:
-            part.training = training
 
 
 @contextmanager

@@ -8,7 +8,7 @@ that says where the channels lie in its result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,7 @@ from deepcomp.model import ops
 from deepcomp.model.graph import Node
 from deepcomp.model.layers import Axis, Layer, Layers, Skip
 
-__all__ = ["CLAMPS", "Chain", "chain"]
-
-CLAMPS = ("relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+__all__ = ["Chain", "chain", "chains"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,35 @@ class Chain:
     def repeat(self) -> int:
         """How many neighbouring inputs of the second layer each output of the first one is."""
         return self.second.inputs // self.first.outputs
+
+
+def chains(layers: Layers, chosen: Collection[str]) -> tuple[list[Chain], dict[str, str]]:
+    """All chains between two chosen weights, in the order they run, and why there is none behind others.
+
+    Parameters
+    ----------
+    layers : Layers
+    chosen : collection of str
+        Names of weights.
+
+    Returns
+    -------
+    list of Chain
+    dict of str to str
+        Reasons, by the first weight.
+    """
+    found, skipped = [], {}
+    for layer in layers:
+        if layer.weight not in chosen:
+            continue
+        try:
+            one = chain(layers, layer)
+            if one.second.weight not in chosen:
+                raise Skip(f"{one.second.weight} behind it is not to be changed")
+            found.append(one)
+        except Skip as skip:
+            skipped[layer.weight] = str(skip)
+    return found, skipped
 
 
 def chain(layers: Layers, layer: Layer) -> Chain:
@@ -134,7 +161,9 @@ def _mean(call: _Call) -> tuple[int, int]:
 
 def _pad(call: _Call) -> tuple[int, int]:
     given, place = call.node.arguments, 2 * (len(call.shape) - 1 - call.axis.dim)
-    if any(given["pad"][place : place + 2]) or given.get("value"):
+    if given["value"]:
+        raise Skip(f"{call.spoken} behind it fills in {given['value']}")
+    if any(given["pad"][place : place + 2]):
         call.fail()
     return _kept(call)
 
@@ -165,22 +194,19 @@ def _view(call: _Call) -> tuple[int, int]:
 _RULES: dict[str, Callable[[_Call], tuple[int, int]]] = {
     name: rule
     for rule, names in {
-        _kept: ("relu", "leaky_relu", "prelu", *CLAMPS),
-        _mean: ("mean.dim",),
-        _pad: ("pad", "constant_pad_nd"),
-        _reshape: ("reshape", "flatten.using_ints"),
-        _view: tuple(
-            """transpose.int permute t mT numpy_T movedim.int movedim.intlist swapaxes unsqueeze squeeze squeeze.dim
-            squeeze.dims select.int slice.Tensor expand""".split()
-        ),
+        _kept: """relu leaky_relu prelu relu6 hardtanh clamp clamp_min clamp_max clamp.Tensor clamp_min.Tensor
+            clamp_max.Tensor""",
+        _mean: "mean.dim",
+        _pad: "pad constant_pad_nd",
+        _reshape: "reshape flatten.using_ints",
+        _view: """transpose.int permute t mT numpy_T movedim.int movedim.intlist swapaxes unsqueeze squeeze squeeze.dim
+            squeeze.dims select.int slice.Tensor expand""",
         **{
-            _spatial(count): tuple(
-                f"""max_pool{count}d avg_pool{count}d adaptive_avg_pool{count}d upsample_nearest{count}d.vec
-                reflection_pad{count}d replication_pad{count}d""".split()
-            )
+            _spatial(count): f"""max_pool{count}d avg_pool{count}d adaptive_avg_pool{count}d
+            upsample_nearest{count}d.vec reflection_pad{count}d replication_pad{count}d"""
             for count in (1, 2, 3)
         },
-        _spatial(2): ("upsample_bilinear2d.vec",),
+        _spatial(2): "upsample_bilinear2d.vec",
     }.items()
-    for name in names
+    for name in names.split()
 }

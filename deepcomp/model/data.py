@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from deepcomp.errors import InputError, UsageError
+from deepcomp.errors import InputError, UsageError, blaming
 
 __all__ = [
     "Data",
@@ -108,9 +108,10 @@ def _check_dataset(name: str, dataset: MapStyle) -> None:
     sequence = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not sequence or isinstance(dataset, Mapping):
         raise InputError(f"{name}: a {type(dataset).__name__} found, a map-style data set (length and items) expected")
-    if len(dataset) == 0:
-        raise InputError(f"{name}: the data set is empty")
-    item = dataset[0]
+    with blaming(name):
+        if len(dataset) == 0:
+            raise InputError(f"{name}: the data set is empty")
+        item = dataset[0]
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
         raise InputError(f"{name}[0]: a {type(item).__name__} found, a pair (inputs, target) expected")
     inputs = item[0]
@@ -162,15 +163,12 @@ def _gather(dataset: MapStyle, index: slice | Tensor) -> tuple[Inputs, Tensor]:
     if isinstance(dataset, Subset):  # a batch of the whole set, where that can give one at once
         places = range(len(dataset))[index] if isinstance(index, slice) else index.tolist()
         return _gather(cast(MapStyle, dataset.dataset), torch.tensor([dataset.indices[i] for i in places]))
-    if isinstance(dataset, Pairs) or (isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2):
-        return cast(tuple[Inputs, Tensor], dataset[index])
     positions = range(len(dataset))[index] if isinstance(index, slice) else index.tolist()
-    pairs = [dataset[i] for i in positions]
-    try:
+    with blaming(f"data set: items {positions[0]} to {positions[-1]} do not form a batch"):
+        if isinstance(dataset, Pairs) or (isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2):
+            return cast(tuple[Inputs, Tensor], dataset[index])
+        pairs = [dataset[i] for i in positions]
         return _collate([inputs for inputs, _ in pairs]), _collate([target for _, target in pairs])
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"data set: items {positions[0]} to {positions[-1]} do not form a batch: {reason}") from error
 
 
 def batches(dataset: MapStyle, size: int, order: Tensor | None = None) -> Iterator[tuple[Inputs, Tensor]]:

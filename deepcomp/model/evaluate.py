@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcomp.errors import InputError, UsageError
+from deepcomp.errors import InputError, UsageError, blaming
 from deepcomp.model.data import Data, Inputs, MapStyle, batches, draw
 
-__all__ = ["IGNORED", "Change", "Score", "call", "drop", "evaluate", "evaluating", "output_change"]
+__all__ = ["IGNORED", "Score", "call", "drop", "evaluate", "evaluating", "output_change"]
 
 IGNORED = -100  # a target that does not count, as in torch's cross_entropy
 _ITEMS, _POSITIONS = 64, 2048  # at most so many of either a batch: logits of a vocabulary are large
@@ -30,23 +30,6 @@ class Score:
     higher_is_better: bool
 
 
-@dataclass(frozen=True)
-class Change:
-    """How far the outputs of a network moved.
-
-    Attributes
-    ----------
-    relative : float
-        ‖after − before‖ / ‖before‖ over all outputs together; 0 where nothing moved.
-    agreement : float or None
-        Percent of positions whose largest output stayed the same; None where the outputs are no
-        logits, that is, have no last dimension of two or more.
-    """
-
-    relative: float
-    agreement: float | None
-
-
 def drop(before: Score, after: Score) -> float:
     """How much worse `after` is than `before`, in the metric's own unit; negative where it is better."""
     return before.value - after.value if before.higher_is_better else after.value - before.value
@@ -54,15 +37,15 @@ def drop(before: Score, after: Score) -> float:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every submodule is in the mode it was in."""
-    modes = {part: part.training for module in modules for part in module.modules()}
+    """Eval mode without gradients, flag by flag: `module.eval()` may be overridden to do more."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        for module in modules:
-            module.eval()
+        for part, _ in modes:
+            part.training = False
         with torch.no_grad():
             yield
     finally:
-        for part, mode in modes.items():
+        for part, mode in modes:
             part.training = mode
 
 
@@ -85,17 +68,13 @@ def call(module: nn.Module, inputs: Inputs) -> Tensor:
             return value
         return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
-    try:
+    with blaming(f"{type(module).__name__} does not run on this data"):
         if isinstance(inputs, Tensor):
             output = module(fit(inputs))
         elif isinstance(inputs, Mapping):
             output = module(**{name: fit(value) for name, value in inputs.items()})
         else:
             output = module(*(fit(value) for value in inputs))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{type(module).__name__} does not run on this data: {' '.join(str(error).split())}"
-        ) from error
     leading = _leading(output)
     if leading is None:
         raise InputError(f"{type(module).__name__}: a {type(output).__name__} without a tensor came out of the network")
@@ -121,13 +100,16 @@ def _numbers(module: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _batch_size(dataset: MapStyle) -> int:
-    target = dataset[0][1]
+    with blaming("data set: item 0"):
+        target = dataset[0][1]
     positions = target.numel() if isinstance(target, Tensor) else 1
     return max(1, min(_ITEMS, _POSITIONS // max(1, positions)))
 
 
 def _outputs(module: nn.Module, dataset: MapStyle) -> Iterator[tuple[Tensor, Tensor]]:
     for inputs, targets in batches(dataset, _batch_size(dataset)):
+        if not isinstance(targets, Tensor):
+            raise InputError(f"data set: targets of {type(targets).__name__} found, a tensor expected")
         yield _numbers(module, inputs), targets
 
 
@@ -183,7 +165,7 @@ def evaluate(module: nn.Module, data: Data) -> Score:
     UsageError
         `data` has no metric (see `output_change`).
     InputError
-        Outputs are NaN, or do not match the targets.
+        Outputs are NaN, or do not match the targets; the module, an item or the metric raises something.
     """
     if data.metric is None or data.test is None:
         raise UsageError("data: no metric to evaluate; give Data a test set and a metric")
@@ -193,16 +175,18 @@ def evaluate(module: nn.Module, data: Data) -> Score:
         if data.metric == "perplexity":
             return Score("perplexity", _perplexity(module, data.test), higher_is_better=False)
         metric = cast(Any, data.metric)
-        outputs, targets = (torch.cat(parts) for parts in zip(*_outputs(module, data.test), strict=True))
         name = getattr(metric, "__name__", type(metric).__name__)
-        value = float(metric(outputs, targets))
+        found = list(_outputs(module, data.test))
+        with blaming(f"metric {name}"):
+            outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+            value = float(metric(outputs, targets))
     if math.isnan(value):
         raise InputError(f"metric: {name} returned NaN, a number was expected")
     return Score(name, value, metric.higher_is_better)
 
 
-def output_change(before: nn.Module, after: nn.Module, data: Data, count: int = 512, seed: int = 0) -> Change:
-    """How far the outputs moved from `before` to `after`: quality where there is no metric.
+def output_change(before: nn.Module, after: nn.Module, data: Data, count: int = 512, seed: int = 0) -> float:
+    """How far the outputs moved, ‖after − before‖ / ‖before‖ over all together: quality where there is no metric.
 
     Both networks see the same `count` inputs, drawn from the test set, or from the training set
     where there is none. Outputs of `before` that are infinite (masked logits) are left out.
@@ -214,7 +198,6 @@ def output_change(before: nn.Module, after: nn.Module, data: Data, count: int = 
     """
     dataset = data.train if data.test is None else data.test
     moved = norm = 0.0
-    same = positions = 0
     with evaluating(before, after):
         for inputs, _ in batches(dataset, _batch_size(dataset), draw(dataset, count, seed)):
             old, new = _numbers(before, inputs), _numbers(after, inputs)
@@ -223,8 +206,4 @@ def output_change(before: nn.Module, after: nn.Module, data: Data, count: int = 
             finite = old.isfinite()
             moved += float((new[finite].double() - old[finite].double()).square().sum())
             norm += float(old[finite].double().square().sum())
-            if logits := old.dim() > 1 and old.shape[-1] > 1:
-                same += int((old.argmax(-1) == new.argmax(-1)).sum())
-                positions += old[..., 0].numel()
-    relative = math.sqrt(moved / norm) if norm else math.inf if moved else 0.0
-    return Change(relative, 100 * same / positions if logits else None)
+    return math.sqrt(moved / norm) if norm else math.inf if moved else 0.0

@@ -48,7 +48,7 @@ from torch import nn
 
 from deepcomp.errors import CaptureError
 from deepcomp.model import ops
-from deepcomp.wire import Cursor, varint, zigzag
+from deepcomp.wire import Cursor, fold, unfold, varint, zigzag
 
 __all__ = ["Argument", "Graph", "Input", "Node", "Stored", "Structure", "Value", "misfit", "references", "transform"]
 
@@ -212,7 +212,8 @@ def misfit(name: str) -> str | None:
     """Why a tensor of a module cannot have this name; None where it can.
 
     A name is the path of attributes that leads to the tensor (`layer1.0.conv1.weight`). Those that
-    modules have for their own use are refused, as no network that runs has a part called so.
+    modules have for their own use are refused, as torch's `add_module` refuses them: `self.double`
+    is the method, whatever part has been given that name.
     """
     parts = name.split(".")
     if len(name.encode()) > MAX_NAME or len(parts) > MAX_PARTS:
@@ -223,14 +224,6 @@ def misfit(name: str) -> str | None:
         return "with a slash or an unprintable character"
     taken = [part for part in parts if part in _MODULE_HAS or part.startswith(("__", "_dcz"))]
     return f"with {taken[0]!r}, which modules keep for their own use" if taken else None
-
-
-def _fold(value: int) -> int:
-    return value << 1 if value >= 0 else (-value << 1) - 1
-
-
-def _unfold(value: int) -> int:
-    return value >> 1 if not value & 1 else -(value + 1 >> 1)
 
 
 def _short(value: str) -> bytes:
@@ -272,13 +265,13 @@ class _Writer:
                 return _head(_VALUE, self.place - index - 1)
             case Stored(index):
                 step, self.expected = index - self.expected, index + 1
-                return _head(_STORED, _fold(step))
+                return _head(_STORED, fold(step))
             case None:
                 return _head(_SPECIAL, _NONE)
             case bool():
                 return _head(_SPECIAL, _TRUE if value else _FALSE)
             case int() if -(1 << 60) <= value < 1 << 60:
-                return _head(_INTEGER, _fold(value))
+                return _head(_INTEGER, fold(value))
             case int() if -(1 << 63) <= value < 1 << 63:
                 return _head(_SPECIAL, _LONG) + zigzag(value)
             case float():
@@ -320,7 +313,7 @@ def _decimal(value: float) -> bytes:
         return bytes(16)  # longer than the eight bytes it competes with
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     mantissa = int("".join(map(str, digits)))
-    return _head(_FLOAT, _fold(int(exponent)) + 1) + zigzag(-mantissa if sign else mantissa)
+    return _head(_FLOAT, fold(int(exponent)) + 1) + zigzag(-mantissa if sign else mantissa)
 
 
 class _Reader:
@@ -387,13 +380,13 @@ class _Reader:
                     cursor.fail(f"a value {number + 1} places back, {self.place} there")
                 return Value(self.place - 1 - number)
             case 1:
-                index = self.expected + _unfold(number)
+                index = self.expected + unfold(number)
                 if not 0 <= index < self.tensors:
                     cursor.fail(f"tensor {index}, {self.tensors} in the file")
                 self.expected = index + 1
                 return Stored(index)
             case 2:
-                return _unfold(number)
+                return unfold(number)
             case 3:
                 return tuple(self.items(number, depth, lambda below: self.value(outputs, below)))
             case 4:
@@ -437,7 +430,7 @@ class _Reader:
     def number(self, number: int) -> float:
         if number == 0:
             return float(struct.unpack("<d", self.cursor.take(8))[0])
-        exponent = _unfold(number - 1)
+        exponent = unfold(number - 1)
         if abs(exponent) > MAX_EXPONENT:
             self.cursor.fail(f"a number times ten to the {exponent}")
         return float(f"{self.cursor.zigzag()}e{exponent}")

@@ -61,6 +61,8 @@ class Layer:
         the graph (recurrent matrices but those that read the input).
     makes : Axis, optional
         The output channels; None for recurrent matrices, whose products are no values of the graph.
+    adds : str
+        The parameter of the operation that takes the bias; empty where none does.
     """
 
     place: int
@@ -71,6 +73,7 @@ class Layer:
     groups: int = 1
     reads: Axis | None = None
     makes: Axis | None = None
+    adds: str = ""
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -93,6 +96,17 @@ class Layer:
     def depthwise(self) -> bool:
         """Whether each channel is filtered by itself, into one."""
         return self.groups == self.inputs == self.outputs > 1
+
+    def check_bias(self) -> None:
+        """Make sure that the layer has a bias or can be given one.
+
+        Raises
+        ------
+        Skip
+            If its operation takes none.
+        """
+        if not self.adds:
+            raise Skip(f"its {self.kind} takes no bias")
 
     def blocks(self, weight: Tensor) -> Tensor:
         """The weight as (groups, outputs a group, inputs a group, taps), whatever its kind."""
@@ -150,7 +164,7 @@ class Layers:
             if node.op != "sym_size.int":  # which reads the shape, not the value
                 self._note(place, (node.args, node.kwargs))
         self._note(len(self.graph.nodes), self.graph.outputs)
-        self._at: dict[int, list[Layer]] = defaultdict(list)
+        self._at: dict[int, list[Layer]] = {}
         for place, node in enumerate(self.graph.nodes):
             if node.op in _SINGLE:
                 self._at[place] = self._single(place, node)
@@ -163,7 +177,7 @@ class Layers:
 
     def at(self, place: int) -> list[Layer]:
         """The layers of a node: none, one, or the matrices of a recurrent operation."""
-        return self._at[place]
+        return self._at.get(place, [])
 
     def value(self, place: int) -> Value:
         """What a node makes."""
@@ -178,7 +192,7 @@ class Layers:
         return transform(structure, lambda entry: self._values[entry.index] if isinstance(entry, Value) else entry)
 
     def readers(self, value: Value) -> list[str]:
-        """What reads a value: operations by name, once for each time they do, and "the outputs"."""
+        """What reads a value: operations by name, once for each time they do, and "the caller"."""
         return [self._called(place) for place in self._readers[value]]
 
     def reader(self, value: Value) -> int:
@@ -228,13 +242,12 @@ class Layers:
 
     def _called(self, place: int) -> str:
         nodes = self.graph.nodes
-        return nodes[place].op.partition(".")[0] if place < len(nodes) else "the outputs"
+        return nodes[place].op.partition(".")[0] if place < len(nodes) else "the caller"
 
     def _source(self, value: Value) -> str:
         """Where a value comes from, for messages."""
         place = value.index - len(self.graph.inputs)
         return self._called(place) if place >= 0 else f"the input {self.graph.inputs[value.index].name}"
-
 
     def _single(self, place: int, node: Node) -> list[Layer]:
         """The layer of an operation with one weight."""
@@ -246,7 +259,7 @@ class Layers:
             return []
         behind = len(layer.shape) - 2  # dimensions that a convolution slides over
         reads = None if kind == "embedding" else self._axis(value, behind)
-        return [replace(layer, reads=reads, makes=self._axis(self.value(place), behind))]
+        return [replace(layer, reads=reads, makes=self._axis(self.value(place), behind), adds=bias)]
 
     def _recurrent(self, place: int, node: Node) -> list[Layer]:
         """The matrices of a recurrent operation, as PyTorch orders them: of each layer and direction in turn."""

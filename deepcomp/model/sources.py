@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ def from_tensors(tensors: Mapping[str, Any]) -> Source:
         If something in it is not a dense tensor with data.
     """
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        text = isinstance(name, str) and name == name.encode(errors="replace").decode()  # lone surrogates are none
+        if not text or not isinstance(tensor, Tensor):
             raise InputError(f"{name!r}: {type(tensor).__name__} found, a tensor under a text name expected")
         if tensor.layout != torch.strided:
             raise InputError(f"{name}: a tensor of layout {tensor.layout} found, a dense one expected")
@@ -134,6 +135,11 @@ class Gathered(Mapping[str, Tensor]):
     def __init__(self, places: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._places = places
 
+    @classmethod
+    def of(cls, *parts: Mapping[str, Tensor]) -> Self:
+        """All of several mappings, a later one before an earlier one where both have a name."""
+        return cls({name: part for part in parts for name in part})
+
     def __getitem__(self, name: str) -> Tensor:
         return self._places[name][name]
 
@@ -172,9 +178,11 @@ def _from_pickle(path: Path) -> Source:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise InputError(f"{path}: holds more than tensors, a state dict expected") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: not a PyTorch file: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: no PyTorch file, or one of more than tensors; a state dict expected") from None
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a PyTorch file: {str(error).partition(chr(10))[0]}") from None
+    except Exception:  # whatever the unpickler stumbles over
+        raise InputError(f"{path}: not a PyTorch file, or a damaged one") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcomp.errors import UsageError
+from deepcomp.errors import UsageError, one_line
 
 __all__ = ["NAMES", "build", "call_spec", "example", "find", "resolve"]
 
@@ -195,7 +195,7 @@ def find(spec: str) -> Callable[..., object]:
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does while it is imported
-        raise UsageError(f"{spec}: cannot import {module_name}: {_one_line(error)}") from error
+        raise UsageError(f"{spec}: cannot import {module_name}: {one_line(error)}") from error
     finally:
         if here:
             sys.path.remove("")
@@ -221,11 +221,7 @@ def call_spec(spec: str) -> object:
     except UsageError:
         raise
     except Exception as error:  # whatever the user's callable does
-        raise UsageError(f"{spec}: calling {spec.partition(':')[2]}() failed: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{spec}: calling {spec.partition(':')[2]}() failed: {one_line(error)}") from error
 
 
 def resolve(spec: str) -> nn.Module:

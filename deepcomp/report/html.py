@@ -10,8 +10,9 @@ __all__ = ["page"]
 
 _COLOURS = {
     "gaps": "#4269d0", "index": "#efb118", "values": "#ff725c", "q": "#6cc5b0", "scale": "#3ca951",
-    "zero_point": "#ff8ab7", "words": "#9498a0", "row": "#a463f2", "frame": "#9c6b4e",
+    "zero_point": "#ff8ab7", "words": "#9498a0", "row": "#a463f2", "shift": "#97bbf5", "frame": "#9c6b4e",
 }  # fmt: skip
+_OTHER = "#000000"  # a part that this version has no colour for
 _BAR = 180  # pixels of the longest bar
 
 _PAGE = Template("""<!doctype html>
@@ -97,6 +98,7 @@ def _bar(parts: dict[str, int], widest: int) -> str:
 
 
 def _colour(part: str) -> str:
-    if part.startswith("plane"):  # higher planes are darker
-        return f"hsl(215 80% {85 - 6 * int(part[5:])}%)"
-    return _COLOURS[part]
+    plane = part.removeprefix("plane")
+    if plane != part and plane.isdecimal():  # higher planes are darker
+        return f"hsl(215 80% {max(85 - 6 * int(plane), 0)}%)"
+    return _COLOURS.get(part, _OTHER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from deepcomp.container.writer import place
+from deepcomp.errors import UsageError
 
 __all__ = ["curve", "save_sensitivity"]
 
 
 def curve(title: str, points: list[dict[str, Any]]) -> bytes:
-    """Quality against size, one mark a run; size alone where nothing was measured."""
+    """Quality against size, one mark a run that has one; size alone where nothing was measured."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     quality = "quality" if points and "quality" in points[0] else "ratio"
-    axes.plot([point["bytes"] for point in points], [point[quality] for point in points], "o-", color="#4269d0")
-    for point in points:
+    drawn = [point for point in points if point[quality] is not None and math.isfinite(point[quality])]
+    axes.plot([point["bytes"] for point in drawn], [point[quality] for point in drawn], "o-", color="#4269d0")
+    for point in drawn:
         axes.annotate(
             f"{point['value']}",
             (point["bytes"], point[quality]),
@@ -52,7 +55,14 @@ def save_sensitivity(
         Densities, each one of its curve's.
     quality : str
         What is measured, for the axis.
+
+    Raises
+    ------
+    UsageError
+        If the path does not end in `.svg`: what it names may be no drawing.
     """
+    if not os.fspath(path).endswith(".svg"):
+        raise UsageError(f"{os.fspath(path)}: the drawing is SVG, a name that ends in .svg expected")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():

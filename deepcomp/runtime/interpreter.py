@@ -13,7 +13,7 @@ counts batches cannot be written down, and its statistics stay). Dropout has gon
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -33,7 +33,7 @@ Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
 MAX_MODULES = 1 << 17  # in the tree of names; deep names in a small file could ask for millions
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
-_CHECKED = 64  # shapes of inputs whose results are known to stay below
+_CHECKED = 64  # kinds of runs whose results are known to stay below
 _BATCH = 13  # of a trace: a prime, so that few other sizes are multiples of it
 
 
@@ -98,7 +98,10 @@ class Interpreter(nn.Module):
         operations = [ops.find(node.op) for node in graph.nodes]
         places = [homes[name] for name in names]
         norms = _norms(graph, places)
-        self._dcz = _Program(graph, operations, places, norms, _last_uses(graph), max_elements)
+        results = range(len(graph.inputs), len(graph.inputs) + len(graph.nodes))
+        held = {entry.index for entry in references(graph.outputs) if isinstance(entry, Value)}
+        schedule = _schedule(graph, results, held)
+        self._dcz = _Program(graph, operations, places, norms, schedule, max_elements)
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -120,36 +123,47 @@ class Interpreter(nn.Module):
             If the inputs do not fit, or an operation fails.
         """
         program = self._dcz
+        run = _Run(program, _bind(program.graph.inputs, args, kwargs))
+        for place, spent in program.schedule:
+            run.step(place)
+            run.forget(spent)
+        program.remember(run.key)
+        return _named(transform(program.graph.outputs, run.find))
+
+    def observe(self, values: Iterable[Value], *args: Tensor, **kwargs: Tensor) -> Iterator[tuple[Value, Any]]:
+        """Run as far as some values need, and give each of them out as soon as it is there.
+
+        Nothing is held that no later operation needs, so a network can be looked at in the memory
+        it takes to run it. To stop early is to stop computing.
+
+        Parameters
+        ----------
+        values : iterable of Value
+            Inputs or results of nodes.
+        *args, **kwargs : Tensor
+            As for `forward`.
+
+        Yields
+        ------
+        Value, and what it holds
+            In the order they are computed.
+
+        Raises
+        ------
+        InputError
+            See `forward`.
+        """
+        program = self._dcz
+        wanted = {value.index for value in values}
         inputs = _bind(program.graph.inputs, args, kwargs)
-        device = _device(inputs, program.homes)
-        shapes = tuple([(entry.shape, entry.dtype) for entry in inputs])
-        trusted = torch.compiler.is_compiling() or shapes in program.checked
-        values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
-
-        def find(entry: Stored | Value) -> Any:
-            return values[entry.index] if isinstance(entry, Value) else program.homes[entry.index].tensor()
-
-        steps = zip(program.graph.nodes, program.operations, program.spent, strict=True)
-        for place, (node, operation, spent) in enumerate(steps):
-            try:
-                operands, options = transform(node.args, find), transform(node.kwargs, find)
-                limits.check_recurrent(operation, operands)
-                if not trusted:
-                    limits.check_size(operation, operands, options, program.max_elements)
-                if operation.makes:
-                    options["device"] = device
-                run = _normalize if program.learns(place) else operation.call
-                values[len(inputs) + place] = run(*operands, **options)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-                raise InputError(f"operation {place} of the network, {node.op}: {reason}") from error
-            for index in spent:
-                values[index] = None
-        if not trusted:
-            program.remember(shapes)
-        return _named(transform(program.graph.outputs, find))
+        run = _Run(program, inputs, frozenset(wanted))
+        yield from ((Value(index), entry) for index, entry in enumerate(inputs) if index in wanted)
+        for place, spent in _schedule(program.graph, wanted, set()):
+            run.step(place)
+            if len(inputs) + place in wanted:
+                yield Value(len(inputs) + place), run.values[len(inputs) + place]
+            run.forget(spent)
+        program.remember(run.key)
 
     def extra_repr(self) -> str:
         """The inputs and the number of operations."""
@@ -217,7 +231,7 @@ class _Program:
     operations: list[ops.Operation]
     homes: list[_Home]
     norms: dict[int, nn.Module]
-    spent: list[tuple[int, ...]]
+    schedule: list[tuple[int, tuple[int, ...]]]
     max_elements: int
     checked: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -225,10 +239,51 @@ class _Program:
         """Whether a node is a batch normalisation in train mode."""
         return place in self.norms and self.norms[place].training
 
-    def remember(self, shapes: tuple[Any, ...]) -> None:
-        if len(self.checked) == _CHECKED:
-            self.checked.clear()
-        self.checked.add(shapes)
+    def remember(self, run: tuple[Any, ...]) -> None:
+        """Note that no result of runs like this one is too large."""
+        if not torch.compiler.is_compiling() and run not in self.checked:
+            if len(self.checked) == _CHECKED:
+                self.checked.clear()
+            self.checked.add(run)
+
+
+class _Run:
+    """One run of a program, as far as some values need (all if not given): what there is so far."""
+
+    def __init__(self, program: _Program, inputs: list[Tensor], wanted: frozenset[int] | None = None) -> None:
+        self.program = program
+        self.first = len(inputs)
+        self.values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
+        self.device = _device(inputs, program.homes)
+        shapes = tuple([(entry.shape, entry.dtype) for entry in inputs])
+        self.key = (shapes, wanted)
+        self.trusted = torch.compiler.is_compiling() or not program.checked.isdisjoint({self.key, (shapes, None)})
+
+    def find(self, entry: Stored | Value) -> Any:
+        return self.values[entry.index] if isinstance(entry, Value) else self.program.homes[entry.index].tensor()
+
+    def step(self, place: int) -> None:
+        """Run one node."""
+        program = self.program
+        node, operation = program.graph.nodes[place], program.operations[place]
+        try:
+            operands, options = transform(node.args, self.find), transform(node.kwargs, self.find)
+            limits.check_recurrent(operation, operands)
+            if not self.trusted:
+                limits.check_size(operation, operands, options, program.max_elements)
+            if operation.makes:
+                options["device"] = self.device
+            call = _normalize if program.learns(place) else operation.call
+            self.values[self.first + place] = call(*operands, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise InputError(f"operation {place} of the network, {node.op}: {reason}") from error
+
+    def forget(self, spent: Sequence[int]) -> None:
+        for index in spent:
+            self.values[index] = None
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: Iterator[int]) -> _Home:
@@ -279,16 +334,19 @@ def _normalize(
     return functional.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
 
 
-def _last_uses(graph: Graph) -> list[tuple[int, ...]]:
-    """For each node, the values that nothing needs after it."""
-    seen = {entry.index for entry in references(graph.outputs) if isinstance(entry, Value)}
-    spent = []
+def _schedule(graph: Graph, wanted: Collection[int], held: set[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """The nodes that the `wanted` values need, and for each the values that nothing needs after it.
+
+    Values `held` are needed to the end.
+    """
+    first, needed, schedule = len(graph.inputs), set(held), []
     for place in range(len(graph.nodes) - 1, -1, -1):
-        node = graph.nodes[place]
-        used = {entry.index for entry in references((node.args, node.kwargs)) if isinstance(entry, Value)}
-        spent.append(tuple(sorted((used | {len(graph.inputs) + place}) - seen)))
-        seen |= used
-    return spent[::-1]
+        node, made = graph.nodes[place], first + place
+        if made in needed or made in wanted:
+            used = {entry.index for entry in references((node.args, node.kwargs)) if isinstance(entry, Value)}
+            schedule.append((place, tuple(sorted((used | {made}) - needed))))
+            needed |= used
+    return schedule[::-1]
 
 
 def _bind(expected: Sequence[Input], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from deepcomp.steps.absorb_bias import AbsorbBias
+from deepcomp.steps.equalize import Equalize
 from deepcomp.steps.finetune import Finetune
+from deepcomp.steps.fold_bn import FoldBN
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.prune_filters import PruneFilters
 from deepcomp.steps.quantize import Quantize
@@ -12,4 +15,6 @@ from deepcomp.steps.store import Store
 
 __all__ = ["STEPS", "Step"]
 
-STEPS: dict[str, type[Step]] = {step.do: step for step in (Prune, PruneFilters, Finetune, Share, Quantize, Store)}
+STEPS: dict[str, type[Step]] = {
+    step.do: step for step in (FoldBN, Equalize, AbsorbBias, Prune, PruneFilters, Finetune, Share, Quantize, Store)
+}

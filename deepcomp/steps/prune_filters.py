@@ -13,9 +13,8 @@ from torch import Tensor
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import FILTER, SCALE, Channels, Group
-from deepcomp.model.graph import Graph
 from deepcomp.network import Network
-from deepcomp.runtime.interpreter import Interpreter, Role, trace
+from deepcomp.runtime.interpreter import Role, trace
 from deepcomp.steps.step import Step
 
 __all__ = ["PruneFilters"]
@@ -78,7 +77,8 @@ class PruneFilters(Step):
         gone = [group.channels[order[count:]] for group, order, count in zip(groups, best, kept, strict=True)]
         before = _sizes(net, channels)
         if any(map(len, gone)):
-            _replace(net, *channels.without(np.concatenate(gone), net.tensors))
+            graph, smaller = channels.without(np.concatenate(gone), net.tensors)
+            net.rewire(self.do, Captured(graph, net.captured.names, net.captured.constants), smaller)
         after = _sizes(net, channels)
         return {**after, **{f"{what}_before": count for what, count in before.items()}, "skipped": skipped}
 
@@ -130,21 +130,3 @@ def _sizes(net: Network, channels: Channels) -> dict[str, int]:
         "filters": sum(net.tensors[name].shape[axis] for name, axis in channels.filters),
         "weights": sum(net.tensors[name].numel() for name in own),
     }
-
-
-def _replace(net: Network, graph: Graph, smaller: dict[str, Tensor]) -> None:
-    """Make a network what is left of it: its tensors, its operations and its module."""
-    assert net.captured is not None
-    formed = [name for name in smaller if net.form(name) is not None]
-    if formed:
-        raise UsageError(f"prune-filters: {formed[0]} has a form already: steps that choose forms come after this one")
-    net.tensors = {
-        **net.tensors,
-        **smaller,
-        **{name: smaller[first] for name, first in net.tied.items() if first in smaller},
-    }
-    names, constants = net.captured.names, net.captured.constants
-    net.captured = Captured(graph, names, {name: net.tensors[name] for name in constants})
-    own = {name: tensor.detach().clone() for name, tensor in net.tensors.items() if name not in net.tied}
-    tensors = [(name, own[net.tied.get(name, name)], _ROLES[net.roles.get(name, 0)]) for name in net.tensors]
-    net.module = Interpreter(graph, names, tensors)

@@ -11,6 +11,7 @@ from deepcomp.errors import UsageError
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
 from deepcomp.weights import Grid
+from deepcomp.weights.grid import check
 
 __all__ = ["Quantize"]
 
@@ -34,8 +35,8 @@ class Quantize(Step):
         Channels a group, or weights a block.
     axis : int
         The channel dimension: 0 for linear, convolution and embedding weights.
-    range : {"min-max", "percentile", "mse"}
-        How the range of a block is set.
+    range : {"min-max", "percentile", "mse", "aciq", "kl"}
+        How the range of a block is set; what lies outside is clipped. See `weights.ranges`.
     percentile : float
         Percent of weights left outside the range at either end, for `range = "percentile"`.
     power_of_two : bool
@@ -54,6 +55,10 @@ class Quantize(Step):
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            check(self.bits, self.symmetric, self.range)
+        except UsageError as error:
+            raise UsageError(f"quantize.{error}") from None
         if self.per not in _PER:
             raise UsageError(f"quantize.per = {self.per!r}: one of {', '.join(_PER)} expected")
         if self.size < 1:
@@ -62,7 +67,7 @@ class Quantize(Step):
             raise UsageError(f"quantize.percentile = {self.percentile}: 0 to below 50 expected")
 
     def run(self, net: Network) -> dict[str, Any]:
-        count = 0
+        tensors = weights = 0
         for name, weight in net.weights(self.layers, self.skip):
             if not -weight.ndim <= self.axis < weight.ndim:
                 raise UsageError(f"quantize.axis = {self.axis}: {name} has {weight.ndim} dimensions")
@@ -84,5 +89,5 @@ class Quantize(Step):
                 )
 
             net.refine(name, fit)
-            count += 1
-        return {"weights": count}
+            tensors, weights = tensors + 1, weights + weight.numel()
+        return {"tensors": tensors, "weights": weights}

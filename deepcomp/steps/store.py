@@ -43,12 +43,12 @@ class Store(Step):
             raise UsageError(f"store.dtype = {self.dtype!r}: one of {', '.join(_AS)} expected")
 
     def run(self, net: Network) -> dict[str, Any]:
-        narrow, stored = _AS[self.dtype], 0
+        narrow, tensors, weights = _AS[self.dtype], 0, 0
         for name in net.names(self.layers, self.skip):
             tensor = net.tensors[name]
             if name in net.tied or (self.vectors and tensor.ndim > 1):
                 continue
-            stored += 1
+            tensors, weights = tensors + 1, weights + tensor.numel()
             if narrow is None or not tensor.is_floating_point() or tensor.element_size() <= narrow.itemsize:
                 net.store(name, exact(tensor))
                 continue
@@ -56,4 +56,4 @@ class Store(Step):
             if not torch.equal(torch.isfinite(rounded), torch.isfinite(tensor)):
                 raise UsageError(f"store.dtype = {self.dtype}: {name} holds values beyond its range")
             net.store(name, Raw(tensor, narrow))
-        return {"tensors": stored}
+        return {"tensors": tensors, "weights": weights}

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from deepcomp import jit
 from deepcomp.errors import InputError, UsageError
 
-__all__ = ["STARTS", "assign", "centroids", "inertia"]
+__all__ = ["MOST_OPTIMAL", "STARTS", "assign", "centroids", "inertia"]
 
 STARTS = ("optimal", "linear", "density", "forgy")
 
+MOST_OPTIMAL = 1024  # clusters: time and memory of the dynamic programme grow with the square of k
 _MOST = 1 << 16  # clusters: what a uint16 index can name
-_MOST_OPTIMAL = 1024  # time and memory of the dynamic programme grow with the square of k
 _MOST_SKLEARN = 256  # beyond, a matrix of distances takes seconds; ranges take milliseconds
 _BINS, _BINS_EACH = 2048, 16  # of the histogram: in all at least, and for each cluster at least
 _ROUNDS = 300  # of Lloyd's algorithm at most, as in scikit-learn
@@ -74,8 +74,8 @@ def centroids(values: NDArray[np.floating], k: int, start: str = "optimal", seed
         raise UsageError(f"start: {start!r} found, one of {', '.join(STARTS)} expected")
     if not 2 <= k <= _MOST:
         raise UsageError(f"clusters: {k} found, 2 to {_MOST} expected")
-    if start == "optimal" and k > _MOST_OPTIMAL:
-        raise UsageError(f"clusters: {k} found, at most {_MOST_OPTIMAL} expected with start 'optimal'; use 'linear'")
+    if start == "optimal" and k > MOST_OPTIMAL:
+        raise UsageError(f"clusters: {k} found, at most {MOST_OPTIMAL} expected with start 'optimal'; use 'linear'")
     x = np.sort(_floats(values))
     if np.count_nonzero(x[1:] != x[:-1]) < k:
         return np.unique(x + np.float32(0))  # -0 becomes 0, whichever of the two comes first

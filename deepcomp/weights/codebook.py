@@ -49,10 +49,10 @@ class Codebook(Form):
 
     @classmethod
     def cluster(cls, weight: Tensor, k: int, start: str = "optimal", seed: int = 0) -> Self:
-        """Share at most `k` values, found by k-means on the weights (see `clustering.centroids`)."""
+        """Share at most `k` values, found by k-means on the weights (see `clustering.centroids`); of none, none."""
         flat = weight.detach().reshape(-1).float().numpy()
         values = torch.from_numpy(clustering.centroids(flat, k, start, seed)).to(weight.dtype)
-        index = clustering.assign(flat, values.float().numpy())
+        index = clustering.assign(flat, values.float().numpy()) if flat.size else np.empty(0, np.uint8)
         return cls(values, torch.from_numpy(_index_type(index)).reshape(weight.shape))
 
     def forward(self) -> Tensor:

@@ -7,6 +7,7 @@ payload; lossless work therefore sees every tensor as unsigned words.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,15 @@ class DType:
         """Bytes of one element."""
         return self.word_bytes * self.words
 
-    @property
+    @cached_property
     def word(self) -> np.dtype[Any]:
         """The unsigned numpy type of a word, little-endian."""
         return np.dtype(f"<u{self.word_bytes}")
+
+    @cached_property
+    def signed(self) -> np.dtype[Any]:
+        """The numpy type as wide as a word that torch has too."""
+        return np.dtype(f"<i{self.word_bytes}" if self.word_bytes > 1 else "u1")
 
 
 DTYPES: dict[int, DType] = {
@@ -96,5 +102,4 @@ def from_words(words: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int
     kind = dtype_of(dtype)
     if words.size == 0:
         return torch.empty(shape, dtype=dtype)
-    signed = torch.from_numpy(words.view(f"<i{kind.word_bytes}" if kind.word_bytes > 1 else "<u1"))
-    return signed.view(dtype).reshape(shape)
+    return torch.from_numpy(words.view(kind.signed)).view(dtype).reshape(shape)

@@ -6,6 +6,7 @@ left keeps its bits as byte planes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor
 
 from deepcomp import entropy
-from deepcomp.entropy import planes
 from deepcomp.weights.codebook import Codebook
 from deepcomp.weights.dtypes import dtype_of, from_words, to_words
 from deepcomp.weights.form import Form
 from deepcomp.weights.mask import Mask
-from deepcomp.weights.raw import Raw
+from deepcomp.weights.raw import Raw, plane_bits
 from deepcomp.weights.rows import Rows
 from deepcomp.weights.shifted import Shifted
 
@@ -26,8 +26,9 @@ __all__ = ["exact"]
 
 MOST_VALUES = 1 << 16  # a codebook holds at most this many
 _BLOCK = 1 << 17  # words sorted at a time while distinct values are counted
-_SAMPLE = 1 << 18  # words whose planes are measured to estimate what raw bits cost
-_CODEBOOK_WORTH = 0.985  # of the raw bits: what a sample must promise before values are counted
+_SAMPLE = 1 << 14  # words counted to tell whether a codebook of 16-bit words can pay …
+_FEW = 1 << 12  # … and of wider ones
+_CODEBOOK_WORTH = 0.975  # of the raw bits: what a sample must promise before values are counted
 _MASK_WORTH = 1.01  # a mask may be this much larger: it decodes faster
 _GAP_PENALTY = 1.012  # measured cost of coded gaps over the Shannon bound of the positions
 
@@ -51,7 +52,7 @@ def exact(tensor: Tensor) -> Form:
     if kind.words > 1 or tensor.numel() < 16:
         return Raw(tensor)
     words = to_words(tensor)
-    if words.min() == words.max():
+    if words[0] == words[-1] and (words == words[0]).all():
         return Raw(tensor)
     repeated = _repeated_rows(words.reshape(tensor.shape)) if tensor.ndim > 1 else None
     if repeated is not None:
@@ -71,14 +72,12 @@ def exact(tensor: Tensor) -> Form:
 
 def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
     """A codebook or raw bits, whichever is smaller, and its estimated bits."""
-    sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
-    share = words.size / max(sample.size, 1)
-    raw_bits = sum(entropy.cost(plane) for plane in planes.split(sample, rotate=is_float)) * share
-    found = None if _hopeless(sample, raw_bits / share, len(words)) else _distinct(words)
+    raw_bits = float(plane_bits(words, is_float).sum())
+    found = None if _hopeless(words, raw_bits) else _distinct(words)
     if found is None:
         return _raw(tensor), raw_bits
     values, counts = found
-    bits = float(counts @ np.log2(words.size / counts)) + 8 * values.nbytes
+    bits = float(entropy.bits(counts)) + 8 * values.nbytes
     if bits >= raw_bits:
         return _raw(tensor), raw_bits
     index = _places(values, words)
@@ -87,37 +86,53 @@ def _dense(tensor: Tensor, words: Words, is_float: bool) -> tuple[Form, float]:
     return codebook, bits
 
 
-def _hopeless(sample: Words, raw_bits: float, count: int) -> bool:
-    """Whether no codebook can pay: even a sample's entropy, which is below that of all, comes near to raw bits."""
-    if sample.itemsize > 2 or len(sample) == count:
+def _hopeless(words: Words, raw_bits: float) -> bool:
+    """Whether a sample shows that no codebook can pay."""
+    if words.itemsize > 2:
+        if words.size < 4 * _FEW:
+            return False
+        sample = words[:: words.size // _FEW]
+        most = min(MOST_VALUES, words.size // 2)
+        # of so few values, at least half as many pairs of a sample are equal as if all were equally frequent
+        return len(sample) - _distinct_number(sample) < len(sample) ** 2 / (4 * most)
+    if words.size < 4 * _SAMPLE:
         return False
-    often = np.bincount(sample).astype(np.float64)
+    sample = words[:: words.size // _SAMPLE]
+    often = np.bincount(sample)
     often = often[often > 0]
-    return float(often @ np.log2(len(sample) / often)) > _CODEBOOK_WORTH * raw_bits
+    # a sample's entropy is too small, to first order by half a nat for each value less one (Miller 1955)
+    each = (float(entropy.bits(often)) + (len(often) - 1) / (2 * math.log(2))) / len(sample)
+    return each * words.size + 8 * words.itemsize * len(often) > _CODEBOOK_WORTH * raw_bits
 
 
 def _raw(tensor: Tensor) -> Raw:
     return Shifted(tensor) if Shifted.pays(tensor) else Raw(tensor)
 
 
+def _distinct_number(words: Words) -> int:
+    ordered = np.sort(words)
+    return 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+
+
 def _distinct(words: Words) -> tuple[Words, Words] | None:
     """The distinct words, ascending, and how often each occurs; None where a codebook cannot pay."""
     most = min(MOST_VALUES, words.size // 2)
-    if words.itemsize <= 2:
-        often = np.zeros(1 << 8 * words.itemsize, np.float64)
+    if words.itemsize <= 2 and words.size > 1 << 8 * words.itemsize - 2:  # else sorting is quicker than a table of all
+        often = np.zeros(1 << 8 * words.itemsize, np.int64)
         for start in range(0, words.size, 8 * _BLOCK):  # what is counted is widened to eight bytes meanwhile
             often += np.bincount(words[start : start + 8 * _BLOCK], minlength=len(often))
         values = np.flatnonzero(often).astype(words.dtype)
         return (values, often[values]) if len(values) <= most else None
-    values, counts = np.empty(0, words.dtype), np.empty(0, np.float64)
+    values, counts = np.empty(0, words.dtype), np.empty(0, np.int64)
     for start in range(0, words.size, _BLOCK):
         ordered = np.sort(np.concatenate((values, words[start : start + _BLOCK])))
-        starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
-        often = np.diff(starts, append=len(ordered)).astype(np.float64)
-        often[np.searchsorted(ordered[starts], values)] += counts - 1
-        values, counts = ordered[starts], often
-        if len(values) > most:
+        last = np.append(ordered[1:] != ordered[:-1], True)
+        if np.count_nonzero(last) > most:
             return None
+        ends = np.flatnonzero(last)
+        often = np.diff(ends, prepend=-1)
+        often[np.searchsorted(ordered[ends], values)] += counts - 1
+        values, counts = ordered[ends], often
     return values, counts
 
 
@@ -141,7 +156,8 @@ def _repeated_rows(words: Words) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     rows = np.ascontiguousarray(words.reshape(len(words), -1))
     if len(rows) < 2 or rows.shape[1] * rows.itemsize < 16:
         return None
-    if len(np.unique(rows[:, : -(-8 // rows.itemsize)], axis=0)) > 0.9 * len(rows):
+    starts = np.ascontiguousarray(rows[:, : 8 // rows.itemsize]).view(np.uint64)
+    if _distinct_number(starts.reshape(-1)) > 0.9 * len(rows):
         return None  # most rows differ in their first eight bytes already
     whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
     _, first, index = np.unique(whole, return_index=True, return_inverse=True)

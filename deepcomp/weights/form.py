@@ -132,10 +132,6 @@ class Form(nn.Module, ABC):
             part = part.inner
         return bits
 
-    def describe(self) -> str:
-        """The form in a word, the inner one in brackets: `mask(codebook)`."""
-        return self.name
-
 
 def count_of(shape: tuple[int, ...], at: Tensor | None) -> int:
     """How many values a form holds: all of the shape, or those at the mask's positions."""

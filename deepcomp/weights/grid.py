@@ -9,27 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from deepcomp.errors import UsageError
-from deepcomp.weights import ranges
+from deepcomp.quantizer import Bounds, Quantizer, half_up
 from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.dtypes import dtype_of
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
+from deepcomp.weights.ranges import RANGES, Values, range_of
 
-__all__ = ["Grid", "nearest"]
-
-_SMALLEST_SCALE = 1e-30  # of constant or dead blocks: never 0, and far from fp32's subnormals
-RANGES = ("min-max", "percentile", "mse")
-
-
-def nearest(x: Tensor) -> Tensor:
-    """Round to the nearest integer, halves up, passing gradients straight through (eq. 37).
-
-    The one rounding rule used everywhere: ties go up rather than to even, as integer kernels do.
-    """
-    return x + ((x + 0.5).floor() - x).detach()
+__all__ = ["Grid", "check"]
 
 
 class Grid(Form):
-    """A weight on a uniform grid, one scale and zero-point a block.
+    """A weight on a uniform grid, one scale and zero-point a block, ties rounded up.
 
     Integers run from 0 to 2^b − 1; a symmetric grid has its zero-point fixed in the middle and
     leaves out the lowest integer, so that it reaches equally far both ways (its integers run to
@@ -72,6 +62,7 @@ class Grid(Form):
         self.scale = nn.Parameter(scale.float())
         self.zero_point = nn.Parameter(zero_point.float(), requires_grad=not symmetric)
         self.bits, self.symmetric, self.blocks = bits, symmetric, blocks
+        self._quantizer = Quantizer(bits, symmetric, rounding=half_up)
         self._on_grid = False  # whether the latent weight is known to lie on the grid
         self.at: Tensor | None
         self.register_buffer("at", at)
@@ -88,6 +79,7 @@ class Grid(Form):
         size: int = 0,
         range: str = "min-max",
         percentile: float = 0.01,
+        bounds: Bounds | None = None,
         power_of_two: bool = False,
         at: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
@@ -101,9 +93,12 @@ class Grid(Form):
         bits : int
             1 to 16.
         axis, group, size : see `Blocks`
-        range : {"min-max", "percentile", "mse"}
+        range : {"min-max", "percentile", "mse", "aciq", "kl"}
         percentile : float
             Percent of the weights left outside at either end, for `range="percentile"`.
+        bounds : pair of float tensors, shape (blocks,)
+            The ranges themselves instead of a way to find them: weights beyond are clipped. Channels that were
+            split, for instance, may be clipped where that suits the weights before the split.
         power_of_two : bool
             Round scales up to powers of two.
 
@@ -113,12 +108,7 @@ class Grid(Form):
             If the settings contradict each other.
         """
         shape = shape or tuple(weight.shape)
-        if not (2 if symmetric else 1) <= bits <= 16:
-            raise UsageError(
-                f"bits = {bits}: a {'symmetric' if symmetric else 'asymmetric'} grid has {2 if symmetric else 1} to 16"
-            )
-        if range not in RANGES:
-            raise UsageError(f"range = {range!r}: one of {', '.join(RANGES)} expected")
+        check(bits, symmetric, range)
         if group < 1 or size < 0 or (group > 1 and size):
             raise UsageError(
                 f"group = {group}, size = {size}: a group of channels or blocks within a channel, not both"
@@ -132,16 +122,8 @@ class Grid(Form):
         )
         rows = blocks.rows(dense, float("nan"))
 
-        def parameters(bounds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return _parameters(*bounds, bits, symmetric, power_of_two)
-
-        if range == "mse":
-            low, high = ranges.mse(rows, lambda bounds: _row_error(rows, *parameters(bounds), bits, symmetric))
-        elif range == "percentile":
-            low, high = ranges.percentile(rows, percentile)
-        else:
-            low, high = ranges.min_max(rows)
-        scale, zero_point = parameters((low.nan_to_num(0, 0, 0), high.nan_to_num(0, 0, 0)))
+        quantizer = Quantizer(bits, symmetric, power_of_two, half_up)
+        scale, zero_point = quantizer.parameters(*(bounds or range_of(Values(rows), quantizer, range, percentile)))
         return cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
 
     def _spread(self, values: Tensor) -> Tensor:
@@ -149,13 +131,12 @@ class Grid(Form):
         return self.blocks.spread(values) if self.at is None else values[self.blocks.at(self.at)]
 
     def integers(self) -> Tensor:
-        """The integers q, as whole float32 numbers in the shape of the weights held."""
-        z = nearest(self._spread(self.zero_point))
-        return nearest(self.latent / self._spread(self.scale) + z).clamp(0, _top(self.bits, self.symmetric))
+        """The integers q, as whole float32 numbers in the shape of the weights held; without gradients."""
+        return self._quantizer.integers(self.latent, self._spread(self.scale), self._spread(self.zero_point))
 
     def forward(self) -> Tensor:
-        z = nearest(self._spread(self.zero_point))
-        return ((self.integers() - z) * self._spread(self.scale)).to(self.dtype)
+        dense = self._quantizer.simulate(self.latent, self._spread(self.scale), self._spread(self.zero_point))
+        return dense.to(self.dtype)
 
     @torch.no_grad()
     def pack(self) -> Packed:
@@ -163,7 +144,7 @@ class Grid(Form):
         lowest = int(q.min()) if q.numel() else 0  # symbols count from the lowest integer in use
         symbols = {"q": _unsigned((q - lowest).numpy(), self.bits)}
         if not self.symmetric:
-            symbols["zero_point"] = _unsigned(nearest(self.zero_point).numpy(), self.bits)
+            symbols["zero_point"] = _unsigned(self._quantizer.whole(self.zero_point).numpy(), self.bits)
         facts = {
             "bits": self.bits,
             "symmetric": int(self.symmetric),
@@ -181,6 +162,7 @@ class Grid(Form):
         expect(1 <= bits <= 16, f"{bits} bits found, 1 to 16 expected")
         expect(facts["symmetric"] in (0, 1), f"symmetric = {facts['symmetric']} found, 0 or 1 expected")
         expect(dtype.is_floating_point and dtype.itemsize > 1, f"a grid of {dtype_of(dtype).name}")
+        quantizer = Quantizer(bits, symmetric)
         blocks = Blocks(shape, None if axis == -1 else axis, facts["group"], facts["size"])
         expect(blocks.fits, f"axis {axis}, group {blocks.group}, size {blocks.size} found on a grid of {shape}")
         q, count = packed.symbols["q"], count_of(shape, at)
@@ -189,17 +171,17 @@ class Grid(Form):
         expect(len(scale) == blocks.count, f"{len(scale)} scales found, {blocks.count} expected")
         if symmetric:
             expect("zero_point" not in packed.symbols, "a symmetric grid with zero-points")
-            zero_point = _middle(bits, blocks.count)
+            zero_point = torch.full((blocks.count,), float(quantizer.top // 2))
         else:
             expect("zero_point" in packed.symbols, "an asymmetric grid without zero-points")
             points = packed.symbols["zero_point"]
             expect(len(points) == blocks.count, f"{len(points)} zero-points found, {blocks.count} expected")
             highest = int(points.max(initial=0))
-            expect(highest <= _top(bits, symmetric), f"zero-point {highest} found on a grid of {bits} bits")
+            expect(highest <= quantizer.top, f"zero-point {highest} found on a grid of {bits} bits")
             zero_point = torch.from_numpy(points.astype(np.float32))
         if count:
             span = (int(q.min()) + lowest, int(q.max()) + lowest)
-            expect(span[0] >= 0 and span[1] <= _top(bits, symmetric), f"integers {span} found on a grid of {bits} bits")
+            expect(span[0] >= 0 and span[1] <= quantizer.top, f"integers {span} found on a grid of {bits} bits")
             q, lowest = q - q.min(), span[0]  # small whatever `lowest` was: float32 holds them
         integers = torch.from_numpy(q.astype(np.float32)).add_(lowest)
         held = integers.reshape(shape if at is None else (count,))
@@ -212,40 +194,20 @@ class Grid(Form):
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         return self.latent.detach().to(self.dtype) if self._on_grid else super().dense(zeros)
 
-    def describe(self) -> str:
-        return f"{self.name}{self.bits}"
 
+def check(bits: int, symmetric: bool, range: str) -> None:
+    """Insist that there is such a grid, whatever the weights.
 
-def _top(bits: int, symmetric: bool) -> int:
-    """The largest integer of the grid."""
-    return (1 << bits) - (2 if symmetric else 1)
-
-
-def _middle(bits: int, count: int) -> Tensor:
-    """The zero-points of a symmetric grid."""
-    return torch.full((count,), float((1 << bits - 1) - 1))
-
-
-def _parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool, power_of_two: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero-point for given ranges, which are first made to hold 0 (so that 0 stays exact)."""
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    if symmetric:
-        scale = torch.maximum(-low, high) / ((1 << bits - 1) - 1)
-    else:
-        scale = (high - low) / ((1 << bits) - 1)
-    scale = scale.clamp(min=_SMALLEST_SCALE)
-    if power_of_two:
-        scale = torch.exp2(torch.log2(scale).ceil())
-    if symmetric:
-        return scale, _middle(bits, len(scale))
-    return scale, nearest(-low / scale).clamp(0, (1 << bits) - 1)
-
-
-def _row_error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """Squared quantisation error of each row; NaN entries count for nothing."""
-    s, z = scale[:, None], zero_point[:, None]
-    q = nearest(rows / s + z).clamp(0, _top(bits, symmetric))
-    return ((q - z) * s - rows).square().nansum(1, dtype=torch.float64)
+    Raises
+    ------
+    UsageError
+        Naming the setting.
+    """
+    least, kind = (2, "a symmetric") if symmetric else (1, "an asymmetric")
+    if not least <= bits <= 16:
+        raise UsageError(f"bits = {bits}: {least} to 16 expected of {kind} grid")
+    if range not in RANGES:
+        raise UsageError(f"range = {range!r}: one of {', '.join(RANGES)} expected")
 
 
 def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:

@@ -107,9 +107,6 @@ class Mask(Form):
         where = torch.from_numpy(positions)
         return cls(where, form_class(packed.inner.code).unpack(packed.inner, shape, dtype, where), shape)
 
-    def describe(self) -> str:
-        return f"{self.name}({self.inner.describe()})"
-
     def scipy_csr(self) -> scipy.sparse.csr_matrix:
         """The weight as a `scipy.sparse.csr_matrix`; dimensions beyond the first are flattened into columns."""
         import scipy.sparse

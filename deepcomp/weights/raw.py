@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 import numpy as np
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from deepcomp import entropy
 from deepcomp.entropy import planes
-from deepcomp.weights.dtypes import DTYPES, dtype_of, from_words, to_words
-from deepcomp.weights.form import Form, Packed, count_of, expect, expect_words
+from deepcomp.weights.dtypes import DTYPES, DType, dtype_of, from_words, to_words
+from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect, expect_words
 
-__all__ = ["Raw"]
+__all__ = ["Raw", "expect_planes", "plane_bits"]
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # what may be stored narrower
-_SAMPLE = 1 << 16  # words looked at to tell whether planes pay
+_SAMPLE = 1 << 14  # words looked at to tell what planes cost
+_MANY = 1 << 12  # words that are cut in planes unseen
+_LARGE = 1 << 16  # bytes that are worth memory in large pages
 _PLANE_OVERHEAD = 8 * 24  # bits: a stream's head and a code table
 
 
@@ -71,29 +74,58 @@ class Raw(Form):
         kind, count = DTYPES[stored], count_of(shape, at)
         widens = {dtype, kind.torch} <= _FLOATS and kind.size < dtype.itemsize
         expect(kind.torch == dtype or widens, f"{kind.name} found where {dtype_of(dtype).name} is stored")
-        if packed.tables:
-            (words,) = packed.tables.values()
-            expect(not packed.symbols, "words and byte planes of them")
-        else:
-            cut = list(packed.symbols.values())
-            expect(len(cut) == kind.word_bytes, f"{len(cut)} byte planes found, {kind.word_bytes} expected")
-            expect(len({len(plane) for plane in cut}) == 1, "byte planes of different lengths")
-            expect(all(plane.dtype == np.uint8 for plane in cut), "a byte plane with values beyond 255")
-            words = planes.join(cut, kind.word, rotate=kind.is_float)
-        if not words.flags.writeable:
-            words = words.copy()  # it lies in the bytes of the file
-        expect_words(words, kind)
-        expect(len(words) == count * kind.words, f"{len(words)} words found, {count * kind.words} expected")
-        form = cls(from_words(words, kind.torch, shape if at is None else (count,)), kind.torch)
+        words, shape = np.empty(count * kind.words, kind.word), shape if at is None else (count,)
+        cls._fill(packed, kind, shape, words)
+        form = cls(from_words(words, kind.torch, shape))
         form.dtype = dtype
         return form
 
+    @classmethod
+    def restore(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, zeros: Zeros) -> Tensor:
+        if packed.facts:
+            return super().restore(packed, shape, dtype, zeros)
+        kind, count = dtype_of(dtype), math.prod(shape)
+        large = count * kind.size >= _LARGE
+        words = to_words(zeros(shape, dtype=dtype)) if large else np.empty(count * kind.words, kind.word)
+        cls._fill(packed, kind, shape, words)
+        return from_words(words, dtype, shape)
+
+    @classmethod
+    def _fill(cls, packed: Packed, kind: DType, shape: tuple[int, ...], words: np.ndarray) -> None:
+        """Put what was packed into the `words` of a tensor of this shape."""
+        if packed.tables:
+            (found,) = packed.tables.values()
+            expect(not packed.symbols, "words and byte planes of them")
+            expect_words(found, kind)
+            expect(len(found) == len(words), f"{len(found)} words found, {len(words)} expected")
+            words[:] = found
+        else:
+            cut = list(packed.symbols.values())
+            expect_planes(cut, kind, len(words))
+            planes.join(cut, kind.word, kind.is_float, words)
+            expect_words(words, kind)
+
+
+def expect_planes(cut: list[np.ndarray], kind: DType, count: int) -> None:
+    """Insist on the byte planes of `count` words."""
+    expect(len(cut) == kind.word_bytes, f"{len(cut)} byte planes found, {kind.word_bytes} expected")
+    expect(len({len(plane) for plane in cut}) == 1, "byte planes of different lengths")
+    expect(len(cut[0]) == count, f"{len(cut[0])} words found, {count} expected")
+    expect(all(plane.dtype == np.uint8 for plane in cut), "a byte plane with values beyond 255")
+
+
+def plane_bits(words: np.ndarray, is_float: bool) -> np.ndarray:
+    """What each byte plane of some words costs, its order-0 entropy in bits, judged by a sample."""
+    sample = words if words.size < 2 * _SAMPLE else words[:: words.size // _SAMPLE].copy()
+    found: np.ndarray = entropy.bits(planes.count(sample, rotate=is_float)) * (words.size / max(sample.size, 1))
+    return found
+
 
 def _planes_pay(words: np.ndarray, is_float: bool) -> bool:
-    """Whether coding byte planes beats the words as they are, judged by a sample of the words."""
-    if words.size < 16:
+    """Whether coding byte planes beats the words as they are; of many words they cost next to nothing more."""
+    if words.size > _MANY:
+        return True
+    if 8 * words.size <= _PLANE_OVERHEAD:
         return False
-    sample = words if words.size <= _SAMPLE else words[:: words.size // _SAMPLE]
-    share = words.size / sample.size
-    saved = (8 * sample.size - entropy.cost(plane) for plane in planes.split(sample, rotate=is_float))
-    return sum(max(bits * share - _PLANE_OVERHEAD, 0) for bits in saved) > 8 * 2 * words.itemsize
+    saved = 8 * words.size - plane_bits(words, is_float) - _PLANE_OVERHEAD
+    return float(np.maximum(saved, 0).sum()) > 8 * 2 * words.itemsize

@@ -71,6 +71,3 @@ class Rows(Form):
         return cls(
             torch.from_numpy(rows.astype(np.int64)), form_class(inner.code).unpack(inner, (distinct, *shape[1:]), dtype)
         )
-
-    def describe(self) -> str:
-        return f"{self.name}({self.inner.describe()})"

@@ -76,7 +76,7 @@ def test_names_in_errors_are_one_harmless_line(name: str, run: Run, tmp_path: Pa
     for args in (("x.dcz", "--against", "plain.dcz"), ("double.dcz", "--against", "single.dcz"), ("broken.dcz",)):
         assert run("verify", *args, code=3).count("\n") == 1
     assert run("decompress", "broken.dcz", "-o", "y.safetensors", code=1).count("\n") == 1
-    assert run("evaluate", "x.dcz", "--data", "digits", code=1).count("\n") == 1
+    assert run("evaluate", "x.dcz", "--data", "digits", code=2).count("\n") == 1
 
 
 def test_what_safetensors_cannot_hold_is_said_in_one_line(run: Run, tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ import sys
 import textwrap
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcomp import wire
-from deepcomp.container import Reader, Writer
+from deepcomp.container import Reader, Writer, writer
 from deepcomp.container.layout import CHUNK, HEADER, TRAILER, Record, pack_index, unpack_index
-from deepcomp.errors import FormatError, InputError
+from deepcomp.errors import FormatError, InputError, UsageError
 
 BODIES = [b"", b"a" * 3, b"b" * CHUNK, b"c" * 10, b"", b"d" * (3 * CHUNK), b"e"]
 
@@ -140,6 +141,48 @@ def test_existing_target_needs_force_and_failure_keeps_it(tmp_path):
         writer.add(0, "a", b"", (bytes([1 // 0]) for _ in range(3)))
     assert target.read_bytes() == b"precious"
     assert os.listdir(tmp_path) == ["x.dcz"]
+
+
+def write(path):
+    with Writer(path, force=True) as file:
+        file.add(0, "new", b"")
+
+
+@pytest.mark.parametrize("put", [write, lambda path: writer.place(path, b"new", force=True)])
+def test_a_link_is_followed(put, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, content in (("old", b"old"), ("folder/old", b"old"), ("folder/none", None)):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        link = tmp_path / f"to {name.replace('/', ' ')}"
+        link.symlink_to(tmp_path / name)
+        put(link)
+        assert link.is_symlink()
+        assert b"new" in (tmp_path / name).read_bytes()
+    assert not [path for path in tmp_path.rglob("*.part")]
+
+
+@pytest.mark.parametrize("put", [write, lambda path: writer.place(path, b"new", force=True)])
+def test_what_is_no_regular_file_is_never_replaced(put, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", tmp_path / "/dev/null"):
+        with pytest.raises(InputError, match="a regular file expected"):
+            put(path)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_target_is_nothing_that_is_read_or_written_too_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("in")
+    for path in ("in", "./in", "link", tmp_path / "in"):
+        with pytest.raises(UsageError, match="another name expected"):
+            writer.check_target(Path(path), True, [Path("other"), Path("in")])
+    with pytest.raises(UsageError, match="another name expected"):
+        writer.check_target(Path("new"), True, [Path("./new")])
+    writer.check_target(Path("new"), True, [Path("in")])
 
 
 def test_target_that_appears_meanwhile_is_kept(tmp_path):

@@ -13,12 +13,13 @@ from deepcomp.wire import Cursor
 
 
 def plain(values, widths):
-    run = sum(int(value) << sum(widths[:i]) for i, value in enumerate(values))
+    starts = np.cumsum([0, *widths]).tolist()
+    run = sum(int(value) << start for value, start in zip(values, starts, strict=False))
     return run.to_bytes((sum(widths) + 7) // 8, "little")
 
 
 @pytest.mark.parametrize("width", range(33))
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 33])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 33, 1024, 1025])
 def test_fixed_fields_match_the_definition(width, count):
     values = np.random.default_rng(width).integers(0, 1 << width, count).astype(np.uint32)
     packed = pack_fixed(values, width)

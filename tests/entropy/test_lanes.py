@@ -50,7 +50,7 @@ def test_runs_leave_room_behind_every_lane():
     layout = lanes.Lanes(4 * 1024, 1024, starts, np.append(starts[1:], 100))
     units = np.arange(100, dtype=np.uint8)
     seen = []
-    for part, run, origin in lanes.runs(layout, units, 30):
+    for part, run, origin in lanes.runs(layout, units, 14 / 1024):
         for start in starts[part] - origin:
             assert start + 30 <= len(run)
             assert run[start] == start + origin

@@ -35,3 +35,18 @@ def test_the_highest_plane_of_a_rotated_float_is_its_exponent(backend):
     assert planes.split(values.view(np.uint32), True)[3].tolist() == [127, 127, 127, 125, 254]
     halves = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)  # bfloat16
     assert planes.split(halves, True)[1].tolist() == [127, 127, 127, 125, 254]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_counts_are_those_of_the_planes(dtype, rotate, backend):
+    words = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 300, dtype)
+    counts = planes.count(words, rotate)
+    for plane, count in zip(planes.split(words, rotate), counts, strict=True):
+        assert np.array_equal(np.bincount(plane, minlength=256), count)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_the_top_plane_by_itself(dtype):
+    words = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 300, dtype)
+    assert np.array_equal(planes.top(words), planes.split(words, True)[-1])

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from deepcomp import entropy
+from deepcomp import entropy, jit
 from deepcomp.errors import FormatError
 
 
@@ -74,6 +74,27 @@ def test_every_flipped_bit_is_survived(stream, count, backend):
         damaged = bytearray(stream)
         damaged[bit // 8] ^= 1 << bit % 8
         survive(bytes(damaged), count)
+
+
+@pytest.mark.skipif(not jit.available(), reason="numba is not installed")
+@pytest.mark.parametrize(("stream", "count"), SMALL)
+def test_both_backends_say_the_same_of_damage(stream, count):
+    random = np.random.default_rng(0)
+
+    def verdict(stream, numba):
+        try:
+            with jit.use(numba):
+                return entropy.decode(stream, count).tolist()
+        except FormatError as error:
+            return str(error)
+
+    for _ in range(600):
+        damaged = bytearray(stream)
+        for place in random.integers(0, len(stream), random.integers(1, 4)):
+            damaged[place] = (
+                random.integers(0, 256) if random.random() < 0.5 else damaged[place] ^ 1 << random.integers(8)
+            )
+        assert verdict(bytes(damaged), False) == verdict(bytes(damaged), True)
 
 
 @pytest.mark.parametrize(("stream", "count"), SMALL)

@@ -144,6 +144,15 @@ def test_short_arrays_cost_a_few_dozen_bytes_beside_the_entropy(count):
     assert len(entropy.encode(symbols)) <= 1.01 * entropy.cost(symbols) / 8 + 48
 
 
+def test_much_noise_is_stored_as_it_is_and_what_is_nearly_noise_is_not():
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, 150_000).astype(np.uint8)
+    assert check(noise) == b"\x01\x08" + noise.tobytes()
+    assert np.shares_memory(np.frombuffer(entropy.encode_parts(noise)[-1], np.uint8), noise)
+    uneven = np.where(random.random(150_000) < 0.1, 7, noise).astype(np.uint8)
+    assert len(check(uneven)) <= 1.01 * entropy.cost(uneven) / 8 + 300
+
+
 def test_fixed_fields_of_eight_bits_are_a_view_of_the_data():
     symbols = np.random.default_rng(0).permutation(np.arange(256).repeat(4)).astype(np.uint8)
     stream = entropy.encode(symbols)

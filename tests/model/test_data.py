@@ -60,9 +60,24 @@ class Endless(IterableDataset):
         yield torch.zeros(1), 0
 
 
+class Locked:
+    """A data set that fails to tell an item, or even how many there are."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length.bit_count()
+
+    def __getitem__(self, index):
+        return {}[index]
+
+
 @pytest.mark.parametrize(
     ("train", "words"),
     [
+        (Locked(1), r"^train: KeyError: 0$"),
+        (Locked(None), r"^train: AttributeError: 'NoneType'"),
         ([], "train: .*empty"),
         (iter([1]), "map-style"),
         (Endless(), "map-style"),

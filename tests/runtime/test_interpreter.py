@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,9 +148,7 @@ def test_values_are_freed_after_their_last_use(monkeypatch: pytest.MonkeyPatch) 
         alive.append(Watched.count)
         return torch.ones(1).as_subclass(Watched)
 
-    for index, operation in enumerate(network._dcz.operations):
-        network._dcz.operations[index] = copy.copy(operation)
-        object.__setattr__(network._dcz.operations[index], "call", watch)
+    network._dcz.operations[:] = [replace(operation, call=watch) for operation in network._dcz.operations]
     network(torch.ones(1, 4))
     assert max(alive) == 2  # an operand and a result
 
@@ -252,6 +251,75 @@ def test_a_trace_names_the_operation_that_fails() -> None:
         trace(graph, ["w"], {"w": torch.ones(3, 5)})
     with pytest.raises(InputError, match="elements, at most"):
         trace(Graph((X,), (Node("zeros", ((1 << 40,),)),), ()), [], {})
+
+
+# ---------------------------------------------------------------- looking inside
+
+
+def ladder(steps: int) -> Interpreter:
+    """exp(x), exp(exp(x)), … and, from the first of them, a branch that fails."""
+    nodes = [Node("mul.Scalar", (Value(index), 0.5)) for index in range(steps)]
+    return single(*nodes, Node("mm", (Value(1), Value(1))))
+
+
+def test_values_are_shown_in_the_order_they_are_computed_and_as_they_are(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    seen = list(network.observe([Value(2), Value(0), Value(1)], x))
+    assert [value for value, _ in seen] == [Value(0), Value(1), Value(2)]
+    assert torch.equal(seen[0][1], x)
+    assert torch.equal(seen[1][1], x @ WEIGHT.T + BIAS)
+    assert torch.equal(seen[2][1], network(x))
+    assert torch.equal(next(network.observe([Value(2)], x=x))[1], network(x))
+    assert list(network.observe([], x)) == []
+
+
+def test_nothing_runs_that_no_value_shown_needs(randn: Any) -> None:
+    network, x = ladder(4), randn(3, 4)
+    with pytest.raises(InputError, match="mm"):
+        network(x)
+    assert len(list(network.observe([Value(2), Value(4)], x))) == 2
+    values = network.observe([Value(1), Value(5)], x)
+    assert torch.equal(next(values)[1], 0.5 * x)  # whoever stops here has not run the rest
+    with pytest.raises(InputError, match="mm"):
+        next(values)
+
+
+def test_values_shown_are_not_held() -> None:
+    network, alive = ladder(20), []
+
+    class Watched(Tensor):
+        count = 0
+
+        def __del__(self) -> None:
+            Watched.count -= 1
+
+    def watch(x: Tensor, factor: float) -> Tensor:
+        Watched.count += 1
+        alive.append(Watched.count)
+        return torch.ones(1).as_subclass(Watched)
+
+    network._dcz.operations[:] = [replace(operation, call=watch) for operation in network._dcz.operations]
+    for _, value in network.observe(map(Value, range(1, 21)), torch.ones(1, 4)):
+        del value
+    assert len(alive) == 20
+    assert max(alive) == 2  # an operand and a result
+
+
+def test_gradients_reach_what_is_shown(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    ((_, seen),) = network.observe([Value(1)], x)
+    (gradient,) = torch.autograd.grad(seen.sum(), [network.get_parameter("fc.bias")])
+    assert gradient.tolist() == [3, 3]
+
+
+def test_values_shown_are_limited_in_size_too() -> None:
+    network = single(Node("repeat", (Value(0), (1, 8))), Node("relu", (Value(1),)), max_elements=64)
+    assert next(network.observe([Value(2)], torch.ones(2, 4)))[1].shape == (2, 32)
+    for _ in range(2):
+        with pytest.raises(InputError, match="96 elements"):
+            list(network.observe([Value(1)], torch.ones(3, 4)))
+        with pytest.raises(InputError, match="96 elements"):
+            network(torch.ones(3, 4))
 
 
 # ---------------------------------------------------------------- inputs

@@ -218,7 +218,7 @@ def test_layers_of_which_nothing_is_left_are_shared_and_quantised(net):
 )
 @pytest.mark.parametrize("layers", ["nosuch", "a, nosuch", "b.weight,nosuch.*"])
 def test_a_pattern_of_layers_that_matches_no_tensor_is_refused_by_name(net, make, layers):
-    with pytest.raises(UsageError, match="layers 'nosuch.*': no tensor has such a name, nor a layer"):
+    with pytest.raises(UsageError, match=r"layers 'nosuch.*': no tensor has such a name, nor a layer"):
         make(layers).run(net)
 
 

@@ -118,7 +118,7 @@ def test_layers_and_skip_say_what_trains(net):
     assert torch.equal(net.form("2.weight").dense(), pruned)
     assert not torch.equal(net.form("0.weight").dense(), before["0.weight"] * (net.form("0.weight").dense() != 0))
     with pytest.raises(UsageError, match="no parameter to train"):
-        train(net, QUICK, layers="nothing")
+        train(net, QUICK, skip="*")
 
 
 def test_tied_weights_train_as_one(make_net):

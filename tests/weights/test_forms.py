@@ -12,7 +12,6 @@ from deepcomp.weights import Codebook, Grid, Mask, Packed, Raw, Rows, Shifted, f
 from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.dtypes import DTYPES, from_words, to_words
 from deepcomp.weights.exact import exact
-from deepcomp.weights.grid import nearest
 
 
 def normal(*shape, seed=0):
@@ -40,6 +39,11 @@ def round_trip(form):
     return back
 
 
+def kinds(form):
+    """The names of a form and of those it lies over."""
+    return [form.name, *(kinds(form.inner) if hasattr(form, "inner") else [])]
+
+
 GRIDS = [
     {"bits": 4},
     {"bits": 1, "symmetric": False},
@@ -50,6 +54,8 @@ GRIDS = [
     {"bits": 5, "axis": 2, "size": 10, "symmetric": False},
     {"bits": 4, "range": "mse"},
     {"bits": 4, "range": "percentile", "percentile": 1.0},
+    {"bits": 4, "range": "aciq"},
+    {"bits": 3, "range": "kl", "axis": None, "symmetric": False},
     {"bits": 6, "power_of_two": True},
 ]
 
@@ -105,6 +111,17 @@ def test_percentile_leaves_out_the_outlier():
     assert scale.item() == pytest.approx(0.99 / 127, rel=0.01)
 
 
+@pytest.mark.parametrize("range", ["min-max", "percentile", "mse"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_channels_without_survivors_change_nothing_for_the_others(range, symmetric):
+    weight = normal(6, 40)
+    weight[[0, 3, 5]] = 0
+    mask = Mask.nonzero(weight)
+    settings = {"symmetric": symmetric, "range": range, "percentile": 2.0}
+    mask.inner = Grid.fit(mask.inner.dense(), 4, at=mask.positions, shape=(6, 40), **settings)
+    assert torch.equal(round_trip(mask).dense()[[1, 2, 4]], Grid.fit(weight[[1, 2, 4]], 4, **settings).dense())
+
+
 def test_power_of_two_scales_are_powers_of_two_and_cover_the_range():
     grid = Grid.fit(normal(5, 40), 5, power_of_two=True)
     assert torch.equal(torch.log2(grid.scale), torch.log2(grid.scale).round())
@@ -121,14 +138,18 @@ def test_grid_gradients_are_those_of_the_paper():
     assert grid.zero_point.grad.item() == pytest.approx(-0.5 * 2, abs=1e-6)
 
 
-def test_nearest_rounds_halves_up():
-    assert nearest(torch.tensor([0.5, 1.5, -0.5, -1.5, 2.4])).tolist() == [1, 2, 0, -1, 2]
-
-
 def test_settings_of_a_grid_that_contradict_each_other_are_refused():
     for wrong in ({"bits": 1}, {"bits": 17}, {"bits": 4, "range": "x"}, {"bits": 4, "group": 2, "size": 8}):
         with pytest.raises(UsageError):
             Grid.fit(normal(4, 4), **wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_mask_of_no_survivors_over_shared_values(dtype):
+    mask = Mask.nonzero(torch.zeros(5, 7, dtype=dtype))
+    mask.inner = Codebook.cluster(mask.inner.dense(), 16)
+    assert torch.equal(round_trip(mask).dense(), torch.zeros(5, 7, dtype=dtype))
+    mask().sum().backward()
 
 
 @pytest.mark.parametrize("k", [2, 16, 256, 257, 1000])
@@ -190,7 +211,7 @@ def test_rows_of_different_scale_are_shifted_to_one_and_come_back(dtype):
     weight = (normal(40, 200) * 2.0 ** torch.linspace(-6, 6, 40)[:, None]).to(dtype)
     weight[3], weight[5, 7], weight[6, :3] = 0, float("inf"), torch.tensor([-0.0, 1e-7, float("nan")])
     form = exact(weight)
-    assert form.describe() == "shifted"
+    assert kinds(form) == ["shifted"]
     assert form.cost() < 0.97 * Raw(weight).cost()
     assert bits(round_trip(form).dense()) == bits(weight)
     assert not Shifted.pays(normal(40, 200).to(dtype))
@@ -232,11 +253,11 @@ def test_exact_keeps_negative_zero_and_nan_payloads():
 def test_exact_finds_what_is_there():
     weight = normal(200, 100)
     sparse = weight * (weight.abs() > 1.8)
-    assert exact(weight).describe() == "raw"
-    assert exact(sparse).describe() == "mask(raw)"
-    assert exact(sparse.round(decimals=1)).describe() == "mask(codebook)"
-    assert exact(weight.round(decimals=1)).describe() == "codebook"
-    assert exact(weight[:10].repeat(20, 1)).describe() == "rows(raw)"
+    assert kinds(exact(weight)) == ["raw"]
+    assert kinds(exact(sparse)) == ["mask", "raw"]
+    assert kinds(exact(sparse.round(decimals=1))) == ["mask", "codebook"]
+    assert kinds(exact(weight.round(decimals=1))) == ["codebook"]
+    assert kinds(exact(weight[:10].repeat(20, 1))) == ["rows", "raw"]
 
 
 @pytest.mark.parametrize("values", [2, 3, 17, 300, 5000])
