@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -74,6 +75,10 @@ class Prune(Step):
                 raise UsageError(f"prune.sigma = {sigma}: 0 or more expected")
         if self.per not in ("layer", "network"):
             raise UsageError(f"prune.per = {self.per!r}: layer or network expected")
+        if self.plot and not self.plot.endswith(".svg"):
+            raise UsageError(f"prune.plot = {self.plot!r}: a name ending in .svg expected")
+        if self.plot and importlib.util.find_spec("matplotlib") is None:
+            raise UsageError("prune.plot draws with matplotlib, which is not installed: pip install 'deepcomp[report]'")
         if self.rank not in _RANKS:
             raise UsageError(f"prune.rank = {self.rank!r}: one of {', '.join(_RANKS)} expected")
         if self.schedule not in _SCHEDULES:

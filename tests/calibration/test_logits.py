@@ -22,7 +22,9 @@ def entropy(v, bounds, quantizer):
     return -(v.softmax(1) * quantized.log_softmax(1)).sum(1).mean().item()
 
 
-@pytest.mark.parametrize("quantizer", [Quantizer(3), Quantizer(4), Quantizer(4, symmetric=True)], ids=lambda q: f"{q.bits}-{q.symmetric}")
+@pytest.mark.parametrize(
+    "quantizer", [Quantizer(3), Quantizer(4), Quantizer(4, symmetric=True)], ids=lambda q: f"{q.bits}-{q.symmetric}"
+)
 def test_cross_entropy_is_least_of_all_ranges_shrunk_and_less_than_that_of_mse(quantizer):
     v = logits()
     found = entropy(v, cross_entropy(v, quantizer), quantizer)

@@ -38,7 +38,9 @@ def test_order_and_batches_of_any_data_change_nothing(rows, data):
         assert same(vars(whole).values(), vars(parts).values())  # all that ranges are made from
 
 
-@pytest.mark.parametrize("quantizer", [Quantizer(8), Quantizer(4), Quantizer(4, symmetric=True)], ids=lambda q: f"{q.bits}-{q.symmetric}")
+@pytest.mark.parametrize(
+    "quantizer", [Quantizer(8), Quantizer(4), Quantizer(4, symmetric=True)], ids=lambda q: f"{q.bits}-{q.symmetric}"
+)
 @pytest.mark.parametrize("relu", [True, False])
 def test_shuffled_and_batched_activations_give_the_same_ranges(quantizer, relu):
     generator = torch.Generator().manual_seed(0)

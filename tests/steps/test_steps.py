@@ -44,6 +44,11 @@ def test_density_of_the_network_is_exact_by_one_threshold(net):
     assert net.form("b.weight").positions.numel() > 0.6 * 360  # the layer with larger weights keeps more
 
 
+def test_a_drawing_that_cannot_be_made_is_refused_before_the_work():
+    with pytest.raises(UsageError, match=r"ending in \.svg"):
+        Prune(plot="scan.png")
+
+
 def test_lamp_ranks_a_weight_by_its_share_of_the_energy_not_larger_than_its_own(net):
     Prune(density=0.2, per="network", rank="lamp").run(net)
     scores = {}
