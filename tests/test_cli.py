@@ -275,6 +275,7 @@ def test_a_stop_leaves_the_old_file_or_the_new_one_and_says_which(stop, word, wh
     code = f"""
         import os, signal, sys
         from deepcomp import cli, {where.split(".")[0]} as module
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
         def stop(*_, **__):
             os.kill(os.getpid(), signal.{stop})
         module.{where.split(".")[1]} = stop
