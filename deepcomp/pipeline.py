@@ -247,8 +247,10 @@ def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> 
             metadata["source"] = source.notes
         for done, _ in enumerate(write(net, writer, metadata, job.jobs), 1):
             progress("encode", done, len(net.tensors))
-    with one_thread():
-        metric = None if before is None else _judge(net, out, before, told)
+    metric = None
+    if before is not None:
+        with one_thread():
+            metric = _judge(net, out, before, told)
     return Report(
         input=os.fspath(job.network) if isinstance(job.network, (str, os.PathLike)) else type(job.network).__name__,
         output=os.fspath(out),

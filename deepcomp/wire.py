@@ -12,7 +12,7 @@ from deepcomp.errors import FormatError
 
 __all__ = ["Cursor", "fold", "text", "unfold", "varint", "zigzag"]
 
-_LONGEST_VARINT = 10  # bytes: 64 bits in groups of seven
+_LONGEST_VARINT = 63  # shift of the last of ten groups of seven bits
 
 
 def varint(value: int) -> bytes:
@@ -85,21 +85,27 @@ class Cursor:
         return run
 
     def byte(self) -> int:
-        return self.take(1)[0]
+        """The next byte."""
+        if self.position == len(self.data):
+            self.fail("1 bytes expected, 0 left")
+        self.position += 1
+        return self.data[self.position - 1]
 
     def varint(self, limit: int = (1 << 64) - 1) -> int:
         """An unsigned integer of at most `limit`; only its shortest spelling is accepted."""
-        value = 0
-        for group in range(_LONGEST_VARINT):
+        value = byte = self.byte()
+        shift = 0
+        while byte > 0x7F:
             byte = self.byte()
-            value |= (byte & 0x7F) << (7 * group)
-            if byte < 0x80:
-                if byte == 0 and group:
-                    self.fail("a number with needless leading zeros")
-                if value > limit:
-                    self.fail(f"{value} found, at most {limit} expected")
-                return value
-        self.fail("a number longer than 64 bits")
+            shift += 7
+            if shift > _LONGEST_VARINT:
+                self.fail("a number longer than 64 bits")
+            value += (byte - 1) << shift  # the 1 is the bit that said that this byte follows
+        if byte == 0 and shift:
+            self.fail("a number with needless leading zeros")
+        if value > limit:
+            self.fail(f"{value} found, at most {limit} expected")
+        return value
 
     def zigzag(self) -> int:
         return unfold(self.varint())

@@ -32,7 +32,6 @@ _LEAST = 512  # bytes a lane, of which one and a half are lost
 _LOST = 0.44  # bytes, on average, to fill up a lane's last byte
 _ROOM = 16  # bytes a decoder may look beyond the codes
 _BLOCK = 1 << 17  # symbols encoded at a time
-_SHORT = 1 << 12  # symbols that decode one by one before a table of runs of them is made
 _STRIDE = 1 << 10  # bytes looked at together
 _SPAN = np.append(0, 1 << np.arange(LONGEST - 1, -1, -1))  # of 2**12 table entries, those of a code of each length
 # of every 12 bits, the same back to front
@@ -201,7 +200,7 @@ def decode(cursor: Cursor, count: int, fast: bool) -> NDArray[np.uint8]:
     FormatError
         If the code is not complete, a lane does not end where the next one begins, or a pad bit is set.
     """
-    if fast and count <= _SHORT:
+    if fast and count <= lanes.ALONE:
         from deepcomp.entropy import model_kernels
         from deepcomp.entropy.kernels import frozen
 

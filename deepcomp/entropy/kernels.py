@@ -16,11 +16,12 @@ __all__ = [
     "count_planes",
     "decode_huffman",
     "decode_rans",
-    "decode_singly",
     "encode_huffman",
     "encode_rans",
+    "finish_huffman",
     "frozen",
     "histogram",
+    "huffman_runs",
     "join_planes",
     "join_tokens",
     "split_planes",
@@ -126,8 +127,12 @@ def encode_huffman(symbols, size, codes, out, lengths):  # type: ignore[no-untyp
 
 
 @_kernel
-def _huffman_runs(single, runs):  # type: ignore[no-untyped-def]
-    """Up to four symbols that any 12 bits begin with: symbols | bits << 32 | their number << 40."""
+def huffman_runs(single, count):  # type: ignore[no-untyped-def]
+    """Up to four symbols that any 12 bits begin with: symbols | bits << 32 | their number << 40.
+
+    Empty where `count` symbols are too few to pay for it.
+    """
+    runs = np.empty(len(single) if count > len(single) else 0, np.uint64)
     for index in range(len(runs)):
         symbols = U(0)
         bits = U(0)
@@ -140,6 +145,7 @@ def _huffman_runs(single, runs):  # type: ignore[no-untyped-def]
             bits += entry >> U(8)
             number += U(1)
         runs[index] = symbols | bits << U(32) | number << U(40)
+    return runs
 
 
 @_inline
@@ -163,25 +169,19 @@ def _advance(at, place):  # type: ignore[no-untyped-def]
     return at + (place & BYTE), place & ~BYTE
 
 
-@_kernel
-def decode_singly(single, data, out, at, to, end):  # type: ignore[no-untyped-def]
-    """Decode symbols `to` to `end` from bit `at` on, one by one; return the bit after them."""
-    for i in range(to, end):
-        entry = U(single[_window(data, at) & INDEX])
-        out[i] = np.uint8(entry)
-        at += entry >> U(8)
-    return at
-
-
 @_inline
-def _huffman_finish(single, runs, data, out, at, place, stop):  # type: ignore[no-untyped-def]
+def finish_huffman(single, runs, data, out, at, place, stop):  # type: ignore[no-untyped-def]
     """Decode one lane to its end, the last few symbols (all, without runs) one by one; return the bit after it."""
     while place + U(16 << 8) <= stop and len(runs):
         window = _window(data, at)
         for _ in range(4):
             window, place = _huffman_step(runs, out, window, place)
         at, place = _advance(at, place)
-    return decode_singly(single, data, out, at, place >> U(8), stop >> U(8))
+    for to in range(place >> U(8), stop >> U(8)):
+        entry = U(single[_window(data, at) & INDEX])
+        out[to] = np.uint8(entry)
+        at += entry >> U(8)
+    return at
 
 
 @_kernel
@@ -191,8 +191,7 @@ def decode_huffman(data, starts, size, single, out, ends):  # type: ignore[no-un
     single : uint16[4096], symbol | bits << 8 of the code that any 12 bits begin with.
     Reads less than 12 bits * size + 16 bytes from the start of a lane.
     """
-    runs = np.empty(len(single) if len(out) > len(single) else 0, np.uint64)
-    _huffman_runs(single, runs)
+    runs = huffman_runs(single, len(out))
     span = U(size) << U(8)
     whole = len(out) // size
     lane = 0
@@ -227,17 +226,17 @@ def decode_huffman(data, starts, size, single, out, ends):  # type: ignore[no-un
                 at3, place3 = _advance(at3, place3)
                 at4, place4 = _advance(at4, place4)
                 at5, place5 = _advance(at5, place5)
-        ends[lane] = _huffman_finish(single, runs, data, out, at0, place0, stop0)
-        ends[lane + 1] = _huffman_finish(single, runs, data, out, at1, place1, stop1)
-        ends[lane + 2] = _huffman_finish(single, runs, data, out, at2, place2, stop2)
-        ends[lane + 3] = _huffman_finish(single, runs, data, out, at3, place3, stop3)
-        ends[lane + 4] = _huffman_finish(single, runs, data, out, at4, place4, stop4)
-        ends[lane + 5] = _huffman_finish(single, runs, data, out, at5, place5, stop5)
+        ends[lane] = finish_huffman(single, runs, data, out, at0, place0, stop0)
+        ends[lane + 1] = finish_huffman(single, runs, data, out, at1, place1, stop1)
+        ends[lane + 2] = finish_huffman(single, runs, data, out, at2, place2, stop2)
+        ends[lane + 3] = finish_huffman(single, runs, data, out, at3, place3, stop3)
+        ends[lane + 4] = finish_huffman(single, runs, data, out, at4, place4, stop4)
+        ends[lane + 5] = finish_huffman(single, runs, data, out, at5, place5, stop5)
         lane += 6
     for rest in range(lane, len(starts)):
         place = U(rest) * span
         stop = min(place + span, U(len(out)) << U(8))
-        ends[rest] = _huffman_finish(single, runs, data, out, starts[rest] * U(8), place, stop)
+        ends[rest] = finish_huffman(single, runs, data, out, starts[rest] * U(8), place, stop)
 
 
 # --- rANS ---------------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from deepcomp.entropy.bits import pack_fixed, read_fixed
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["SLAB", "Lanes", "choose", "overhead", "read", "runs", "steps", "write"]
+__all__ = ["ALONE", "SLAB", "Lanes", "choose", "overhead", "read", "runs", "steps", "write"]
 
 _SMALLEST, _LARGEST = 10, 16
-_ALONE = 14  # up to 2**14 symbols are one lane
+_ALONE = 14
+ALONE = 1 << _ALONE  # symbols, up to which they are one lane
 _BEYOND = 16  # units a decoder may look beyond a lane's symbols
 SLAB = 64  # steps whose symbols are gathered before they are put in place
 
@@ -57,7 +58,7 @@ class Lanes:
 
 def choose(count: int, bits: float, least: int) -> int:
     """The k for `count` symbols of `bits` in all: lanes of `least` bytes or more, and about √n of them."""
-    if count <= 1 << _ALONE:
+    if count <= ALONE:
         return _ALONE
     k = _SMALLEST
     while k < _LARGEST and (4 * count > 1 << 2 * k or 8 * least * count > bits * (1 << k)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from deepcomp.entropy.kernels import decode_singly
+from deepcomp.entropy.kernels import finish_huffman, huffman_runs
 
 __all__ = ["apportion", "decode_short", "huffman_table", "package_merge", "read_table", "write_table"]
 
@@ -146,7 +146,7 @@ def read_table(data, most, table):  # type: ignore[no-untyped-def]
 
 @_kernel
 def decode_short(data, out):  # type: ignore[no-untyped-def]
-    """The twin of `huffman.decode` for one lane of few symbols; returns whether all is well."""
+    """The twin of `huffman.decode` for one lane; returns whether all is well."""
     lengths = np.zeros(256, np.uint8)
     start = read_table(data, 12, lengths) + 1
     most = 12 * len(out) // 8 + 16
@@ -161,7 +161,8 @@ def decode_short(data, out):  # type: ignore[no-untyped-def]
     huffman_table(lengths, single)
     lane = np.zeros(most + 8, np.uint8)
     lane[: len(data) - start] = data[start:]
-    end = np.int64(decode_singly(single, lane, out, np.uint64(0), 0, len(out)))
+    runs = huffman_runs(single, len(out))
+    end = np.int64(finish_huffman(single, runs, lane, out, np.uint64(0), np.uint64(0), np.uint64(len(out) << 8)))
     return (end + 7) // 8 == len(data) - start and (end % 8 == 0 or data[-1] >> (end % 8) == 0)
 
 

@@ -146,7 +146,8 @@ def expect(condition: bool, found: str) -> None:
 
 def expect_words(words: Array, kind: DType) -> None:
     """Insist on words of an element type; a bool is 0 or 1, as all that compute with it rely on."""
-    expect(words.dtype == kind.word, f"words as {words.dtype} found, {kind.word} expected")
+    if words.dtype != kind.word:  # numpy takes its time over the names of types
+        raise FormatError(f"words as {words.dtype} found, {kind.word} expected")
     if kind.torch == torch.bool:
         largest = int(words.max(initial=0))
         expect(largest <= 1, f"a bool of {largest} found, 0 or 1 expected")

@@ -103,7 +103,8 @@ class Raw(Form):
             cut = list(packed.symbols.values())
             expect_planes(cut, kind, len(words))
             planes.join(cut, kind.word, kind.is_float, words)
-            expect_words(words, kind)
+            if kind.torch == torch.bool:
+                expect_words(words, kind)
 
 
 def expect_planes(cut: list[np.ndarray], kind: DType, count: int) -> None:
