@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["layer", "row_sums", "scatter"]
+__all__ = ["layer", "row_sums", "scatter", "sort"]
 
 _DEPTH = 64  # open halves at most: one a level of the binary search tree over the bins
 
@@ -78,3 +78,35 @@ def row_sums(rows: NDArray[np.uint8], sums: NDArray[np.int64]) -> None:
         for j in range(rows.shape[1]):
             total += rows[i, j]
         sums[i] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def sort(words: NDArray[np.uint32], spare: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Sort float32 numbers, given by their words, as numbers; the result lies in `spare`, `words` is used up.
+
+    A radix sort, eleven bits at a time: numpy's own takes 40 ns a number on some processors.
+    """
+    counts = np.zeros((3, 2048), np.int64)
+    for i in range(len(words)):
+        word = words[i]
+        word ^= np.uint32(0xFFFFFFFF) if word >> np.uint32(31) else np.uint32(0x80000000)  # ascends as the number does
+        words[i] = word
+        counts[0, word & np.uint32(0x7FF)] += 1
+        counts[1, word >> np.uint32(11) & np.uint32(0x7FF)] += 1
+        counts[2, word >> np.uint32(22)] += 1
+    for digit in range(3):
+        place = 0
+        for value in range(2048):
+            count = counts[digit, value]
+            counts[digit, value] = place
+            place += count
+        shift = np.uint32(11 * digit)
+        for i in range(len(words)):
+            value = words[i] >> shift & np.uint32(0x7FF)
+            spare[counts[digit, value]] = words[i]
+            counts[digit, value] += 1
+        words, spare = spare, words
+    for i in range(len(words)):
+        word = words[i]
+        words[i] = word ^ (np.uint32(0x80000000) if word >> np.uint32(31) else np.uint32(0xFFFFFFFF))
+    return words

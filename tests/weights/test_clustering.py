@@ -322,3 +322,12 @@ def test_arguments_out_of_range() -> None:
         assign(x, x[::-1])
     with pytest.raises(UsageError, match="centroids: 0"):
         assign(x, x[:0])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=200))
+def test_both_sorts_agree(numbers):
+    x = np.array(numbers, np.float32)
+    with jit.use(numba=True):
+        found = clustering._sorted(x)
+    assert np.array_equal(found, np.sort(x))
+    assert sorted(found.view(np.uint32).tolist()) == sorted(x.view(np.uint32).tolist())
