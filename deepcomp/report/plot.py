@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from deepcomp.container.writer import place
@@ -79,5 +80,6 @@ def save_sensitivity(
 
 def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "deepcomp"}):  # names of parts are random otherwise
+        figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
