@@ -25,7 +25,7 @@ RUNS: tuple[tuple[str, dict[str, object]], ...] = (
 
 
 def demo(folder: Path, progress: Progress | None = None) -> list[tuple[str, Report]]:
-    """Train `digits-cnn` on scikit-learn's digits and compress it with each data-free recipe.
+    """Train `digits-cnn` on scikit-learn's digits and compress it with each recipe; `deep-compression` trains.
 
     Parameters
     ----------
