@@ -45,7 +45,7 @@ def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", s
     Returns
     -------
     dict
-        `epochs`, `chosen` (1 is the first epoch; 0 the start), and lists with an entry an epoch: `loss` (mean over the
+        `epochs`, `chosen` (1 is the first epoch; 0 where there was none), and lists with an entry an epoch: `loss` (mean over the
         training items) and `validation` (the metric, or the loss where there is none).
 
     Raises
@@ -104,6 +104,8 @@ class _Run:
         self.trainee = _moved(Trainee(net, layers, skip), plan.device)
         if not self.trainee.trained():
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")
+        if plan.distill and net.teacher is None:
+            raise UsageError(f"{what}: distill = {plan.distill} needs the uncompressed network as a teacher")
         self.teacher = copy.deepcopy(net.teacher).to(plan.device).eval() if plan.distill and net.teacher else None
         self.items, self.held = split(self.data, plan.validation)
         self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 or self.data.metric is None else None

@@ -218,6 +218,9 @@ def test_what_cannot_be_trained_is_said(net, make_net, data):
     with pytest.raises(InputError, match="cross-entropy: outputs"):
         train(make_net(data=Data(wrong, wrong, "accuracy")), QUICK)
     net = make_net()
+    net.teacher = None
+    with pytest.raises(UsageError, match="needs the uncompressed network"):
+        train(net, Plan(distill=0.5))
     net.module = None
     with pytest.raises(UsageError, match="weights alone"):
         train(net, QUICK)
