@@ -45,8 +45,9 @@ def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", s
     Returns
     -------
     dict
-        `epochs`, `chosen` (1 is the first epoch; 0 where there was none), and lists with an entry an epoch: `loss` (mean over the
-        training items) and `validation` (the metric, or the loss where there is none).
+        `epochs`, `chosen` (1 is the first epoch; 0 where there was none), and lists with an entry an
+        epoch: `loss` (mean over the training items) and `validation` (the metric, or the loss where
+        there is none).
 
     Raises
     ------
