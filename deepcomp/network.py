@@ -74,6 +74,9 @@ class Network:
     statistics : dict of str to Statistics
         Of the outputs of layers, by the name of the weight, before any activation; those of a layer whose weight
         changes are forgotten, unless the step that changes it says what they have become.
+    offsets : dict of str to Tensor
+        Fractions of a step to add to weights before they are rounded to a grid, by name, to broadcast against the
+        weight; see `steps.split_channels`. Those of a weight that changes are forgotten.
     """
 
     tensors: Mapping[str, Tensor]
@@ -89,6 +92,7 @@ class Network:
     runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    offsets: dict[str, Tensor] = field(default_factory=dict)
 
     def weights(self, layers: str = "*", skip: str = "") -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
@@ -153,6 +157,7 @@ class Network:
         names = {name, *(other for other, first in self.tied.items() if first == name)}
         self.tensors = {**self.tensors, **dict.fromkeys(names, tensor)}
         self.statistics.pop(name, None)
+        self.offsets.pop(name, None)
 
     def layers(self, what: str) -> Layers:
         """The network as transformations see it.
@@ -204,24 +209,34 @@ class Network:
         self.tied = {name: first for name, first in ties.items() if name not in gone}
         self.roles = {name: role for name, role in self.roles.items() if name not in gone}
         self.roles |= dict.fromkeys(captured.constants, CONSTANT)
-        self.statistics = {name: found for name, found in self.statistics.items() if name not in {*tensors, *gone}}
+        changed = {*tensors, *gone}
+        self.statistics = {name: found for name, found in self.statistics.items() if name not in changed}
+        self.offsets = {name: found for name, found in self.offsets.items() if name not in changed}
         own = {name: self.tensors[name] for name in captured.constants}
         self.captured = Captured(captured.graph, captured.names, own)
         self.module = self.interpreter()
 
-    def interpreter(self) -> Interpreter:
+    def interpreter(self, formed: bool = False) -> Interpreter:
         """The network as its operations run it, with copies of its tensors.
 
-        Forms are not looked at: the weights are the original ones.
+        Parameters
+        ----------
+        formed : bool
+            Whether weights are what their forms make of them; the original ones if not.
         """
         assert self.captured is not None
-        own = {name: tensor.detach().clone() for name, tensor in self.tensors.items() if name not in self.tied}
+        forms = self.forms if formed else {}
+        own = {
+            name: forms[name].dense().clone() if name in forms else tensor.detach().clone()
+            for name, tensor in self.tensors.items()
+            if name not in self.tied
+        }
         tensors = [(n, own[self.tied.get(n, n)], _ROLES[self.roles.get(n, PARAMETER)]) for n in self.tensors]
         return Interpreter(self.captured.graph, self.captured.names, tensors)
 
     @torch.no_grad()
     def observe(
-        self, what: str, values: Iterable[Value], samples: int, size: int = 64
+        self, what: str, values: Iterable[Value], samples: int, size: int = 64, formed: bool = False
     ) -> Iterator[tuple[Value, Tensor]]:
         """What some values hold on calibration inputs, batch after batch, in the order they are computed.
 
@@ -234,6 +249,8 @@ class Network:
             How many of the training items; the same for the same seed.
         size : int
             Items a batch.
+        formed : bool
+            See `interpreter`.
 
         Raises
         ------
@@ -244,7 +261,7 @@ class Network:
         """
         if self.data is None:
             raise UsageError(f"{what}: needs data to calibrate on (--data)")
-        module, wanted = self.interpreter(), list(values)
+        module, wanted = self.interpreter(formed), list(values)
         for inputs, _ in batches(self.data.train, size, draw(self.data.train, samples, self.seed)):
             yield from module.observe(wanted, **self._named(inputs))
 

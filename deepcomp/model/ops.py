@@ -7,12 +7,14 @@ changed, moved or taken out.
 
 An operation is named as PyTorch names it, `torch.ops.aten.<name>` (the overload `default` is not
 written), and its parameters, their order and their defaults are those of PyTorch's schema for it.
-`int.*` is Python's arithmetic on sizes, and `getitem` takes one result of an operation that has
-several. Sizes other than the batch are literals in the graph.
+`int.*` is Python's arithmetic on sizes, `getitem` takes one result of an operation that has
+several, and `quantize.*` are the quantisers of `deepcomp.quantizer`. Sizes other than the batch are literals
+in the graph.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from deepcomp.quantizer import Quantizer
 
 __all__ = ["CODES", "DTYPES", "KEYWORDS", "NAMES", "Operation", "Parameter", "find"]
 
@@ -382,6 +387,9 @@ NAMES: dict[int, str] = {
     458: "norm.ScalarOpt_dim",
     459: "median.dim",
     460: "count_nonzero.dim_IntList",
+    # quantisers of activations
+    464: "quantize.static",
+    465: "quantize.dynamic",
 }
 CODES: dict[str, int] = {name: code for code, name in NAMES.items()}
 
@@ -557,8 +565,34 @@ def _item(results: Any, index: Any) -> Any:
     return results[index]
 
 
+def _static(x: Tensor, scale: float, zero_point: int, bits: int, symmetric: bool = False) -> Tensor:
+    """x̂ of a range that was set before; PyTorch's own `fake_quantize` cannot be traced."""
+    _check_types((x, Tensor), (scale, float), (zero_point, int), (bits, int), (symmetric, bool))
+    quantizer = Quantizer(bits, symmetric)
+    if not (0 < scale < math.inf and 0 <= zero_point <= quantizer.top):
+        raise ValueError(f"scale {scale} and zero-point {zero_point} found on a grid of {bits} bits")
+    step, zero = (torch.tensor(number, dtype=torch.float32, device=x.device) for number in (scale, zero_point))
+    return quantizer.simulate(x, step, zero)
+
+
+def _dynamic(x: Tensor, bits: int, per: str = "tensor", symmetric: bool = False) -> Tensor:
+    """x̂ of the range of x itself."""
+    _check_types((x, Tensor), (bits, int), (per, str), (symmetric, bool))
+    return Quantizer(bits, symmetric).dynamic(x, per)
+
+
+def _check_types(*found: tuple[Any, type]) -> None:
+    """What PyTorch's schemas do for its own operations."""
+    for value, kind in found:
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"a {type(value).__name__} found, a {kind.__name__} expected")
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise TypeError(f"numbers of type {value.dtype} found, floating-point ones expected")
+
+
+_SYMMETRIC = Parameter("symmetric", required=False, default=False)
 _A, _B = Parameter("a"), Parameter("b")
-_PYTHON: dict[str, Operation] = {
+_OWN: dict[str, Operation] = {
     "getitem": Operation("getitem", _item, (Parameter("results"), Parameter("index"))),
     "int.add": Operation("int.add", _size(operator.add), (_A, _B)),
     "int.sub": Operation("int.sub", _size(operator.sub), (_A, _B)),
@@ -568,6 +602,22 @@ _PYTHON: dict[str, Operation] = {
     "int.neg": Operation("int.neg", _size(operator.neg), (_A,)),
     "int.max": Operation("int.max", _size(torch.sym_max), (_A, _B)),
     "int.min": Operation("int.min", _size(torch.sym_min), (_A, _B)),
+    "quantize.static": Operation(
+        "quantize.static",
+        _static,
+        (
+            Parameter("self", kind="Tensor"),
+            Parameter("scale"),
+            Parameter("zero_point"),
+            Parameter("bits"),
+            _SYMMETRIC,
+        ),
+    ),
+    "quantize.dynamic": Operation(
+        "quantize.dynamic",
+        _dynamic,
+        (Parameter("self", kind="Tensor"), Parameter("bits"), Parameter("per", False, "tensor"), _SYMMETRIC),
+    ),
 }
 
 
@@ -582,8 +632,8 @@ def find(name: str) -> Operation:
     """
     if name not in CODES:
         raise KeyError(name)
-    if name in _PYTHON:
-        return _PYTHON[name]
+    if name in _OWN:
+        return _OWN[name]
     packet, _, overload = name.partition(".")
     call = getattr(getattr(torch.ops.aten, packet), overload or "default")
     parameters = tuple(
