@@ -17,7 +17,7 @@ from torch import Tensor
 from deepcomp.model.capture import Captured
 from deepcomp.model.graph import Node, Stored, Value, references, transform
 
-__all__ = ["Axis", "Layer", "Layers", "Skip"]
+__all__ = ["RECURRENT", "SINGLE", "Axis", "Layer", "Layers", "Skip"]
 
 
 class Skip(Exception):
@@ -166,9 +166,9 @@ class Layers:
         self._note(len(self.graph.nodes), self.graph.outputs)
         self._at: dict[int, list[Layer]] = {}
         for place, node in enumerate(self.graph.nodes):
-            if node.op in _SINGLE:
+            if node.op in SINGLE:
                 self._at[place] = self._single(place, node)
-            elif node.op in _RECURRENT:
+            elif node.op in RECURRENT:
                 self._at[place] = self._recurrent(place, node)
         self._makers = {layer.makes.value: layer for layer in self if layer.makes is not None}
 
@@ -251,7 +251,7 @@ class Layers:
 
     def _single(self, place: int, node: Node) -> list[Layer]:
         """The layer of an operation with one weight."""
-        kind, source, weight, bias = _SINGLE[node.op]
+        kind, source, weight, bias = SINGLE[node.op]
         given = node.arguments
         value, scaled = given[source], (given.get("alpha", 1), given.get("beta", 1)) != (1, 1)
         layer = self._layer(place, kind, given[weight], given.get(bias), given.get("groups", 1))
@@ -263,7 +263,7 @@ class Layers:
 
     def _recurrent(self, place: int, node: Node) -> list[Layer]:
         """The matrices of a recurrent operation, as PyTorch orders them: of each layer and direction in turn."""
-        kind, given = _RECURRENT[node.op], node.arguments
+        kind, given = RECURRENT[node.op], node.arguments
         stored, directions = given["params"], 2 if given["bidirectional"] else 1
         size = len(stored) // (given["num_layers"] * directions)
         found = []
@@ -290,7 +290,7 @@ class Layers:
 
 
 _FLAT = ("linear", "matmul")
-_SINGLE = {  # kind, and the parameters that are its input, its weight and its bias
+SINGLE = {  # kind, and the parameters that are its input, its weight and its bias
     "linear": ("linear", "input", "weight", "bias"),
     "addmm": ("matmul", "mat1", "mat2", "self"),
     "mm": ("matmul", "self", "mat2", ""),
@@ -305,4 +305,4 @@ _SINGLE = {  # kind, and the parameters that are its input, its weight and its b
         ("conv_transpose", "input", "weight", "bias"),
     ),
 }
-_RECURRENT = {"lstm.input": "lstm", "gru.input": "gru", "rnn_tanh.input": "rnn", "rnn_relu.input": "rnn"}
+RECURRENT = {"lstm.input": "lstm", "gru.input": "gru", "rnn_tanh.input": "rnn", "rnn_relu.input": "rnn"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from deepcomp.errors import UsageError
-from deepcomp.network import Network
+from deepcomp.model.uses import Use, uses
+from deepcomp.network import Network, per_layer
 from deepcomp.steps.step import Step
 from deepcomp.weights import Grid
 from deepcomp.weights.grid import check
@@ -24,8 +26,12 @@ class Quantize(Step):
 
     Attributes
     ----------
-    bits : int
-        1 to 16; a symmetric grid needs at least 2.
+    bits : int or table
+        1 to 16; a symmetric grid needs at least 2. A table gives the number by layer pattern, and layers it does
+        not name are left as they are.
+    ends : int
+        Bits of the first and the last layers, which are often small and sensitive; 0: as the others. Of weights
+        without operations the first and the last weight count as such.
     symmetric : bool
         Zero-point in the middle (the usual choice for weights), or one a block.
     per : {"tensor", "channel", "group", "block"}
@@ -33,8 +39,9 @@ class Quantize(Step):
         `size` neighbouring weights within a channel.
     size : int
         Channels a group, or weights a block.
-    axis : int
-        The channel dimension: 0 for linear, convolution and embedding weights.
+    axis : int, optional
+        The channel dimension. If not given, that of the output channels where there are operations that say so (1 of
+        a transposed convolution's weight), and 0 elsewhere.
     range : {"min-max", "percentile", "mse", "aciq", "kl"}
         How the range of a block is set; what lies outside is clipped. See `weights.ranges`.
     percentile : float
@@ -45,18 +52,20 @@ class Quantize(Step):
 
     do: ClassVar[str] = "quantize"
 
-    bits: int = 8
+    bits: int | dict[str, int] = 8
+    ends: int = 0
     symmetric: bool = True
     per: str = "channel"
     size: int = 64
-    axis: int = 0
+    axis: int | None = None
     range: str = "min-max"
     percentile: float = 0.01
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
         try:
-            check(self.bits, self.symmetric, self.range)
+            for bits in (*(self.bits.values() if isinstance(self.bits, dict) else (self.bits,)), self.ends or 8):
+                check(bits, self.symmetric, self.range)
         except UsageError as error:
             raise UsageError(f"quantize.{error}") from None
         if self.per not in _PER:
@@ -67,27 +76,47 @@ class Quantize(Step):
             raise UsageError(f"quantize.percentile = {self.percentile}: 0 to below 50 expected")
 
     def run(self, net: Network) -> dict[str, Any]:
+        net.require(*self.bits if isinstance(self.bits, dict) else ())
+        used = {} if net.captured is None else uses(net.captured, net.tied)
+        names = [name for name, _ in net.weights()]
         tensors = weights = 0
         for name, weight in net.weights(self.layers, self.skip):
-            if not -weight.ndim <= self.axis < weight.ndim:
-                raise UsageError(f"quantize.axis = {self.axis}: {name} has {weight.ndim} dimensions")
-            shape, axis = tuple(weight.shape), self.axis % weight.ndim
-
-            def fit(values: Tensor, at: Tensor | None) -> Grid:
-                return Grid.fit(
-                    values,
-                    self.bits,
-                    symmetric=self.symmetric,
-                    axis=None if self.per == "tensor" else axis,  # noqa: B023 (called at once)
-                    group=self.size if self.per == "group" else 1,
-                    size=self.size if self.per == "block" else 0,
-                    range=self.range,
-                    percentile=self.percentile,
-                    power_of_two=self.power_of_two,
-                    at=at,
-                    shape=shape,  # noqa: B023
-                )
-
-            net.refine(name, fit)
+            here = used.get(name, [])
+            end = any(use.first or use.last for use in here) if used else name in (names[0], names[-1])
+            bits = self.ends if self.ends and end else per_layer(self.bits, name)
+            if bits is None:
+                continue
+            net.refine(
+                name, self._maker(bits, self._axis(name, weight, here), net.offsets.get(name), tuple(weight.shape))
+            )
             tensors, weights = tensors + 1, weights + weight.numel()
         return {"tensors": tensors, "weights": weights}
+
+    def _axis(self, name: str, weight: Tensor, used: Sequence[Use]) -> int | None:
+        """The axis along which scales differ; None where one is for all."""
+        if self.per == "tensor":
+            return None
+        if self.axis is None:
+            return used[0].axis if used else 0
+        if not -weight.ndim <= self.axis < weight.ndim:
+            raise UsageError(f"quantize.axis = {self.axis}: {name} has {weight.ndim} dimensions")
+        return self.axis % weight.ndim
+
+    def _maker(
+        self, bits: int, axis: int | None, offset: Tensor | None, shape: tuple[int, ...]
+    ) -> Callable[[Tensor, Tensor | None], Grid]:
+        """What makes the grid of a weight of that shape; see `Network.refine`."""
+        return lambda values, at: Grid.fit(
+            values,
+            bits,
+            symmetric=self.symmetric,
+            axis=axis,
+            group=self.size if self.per == "group" else 1,
+            size=self.size if self.per == "block" else 0,
+            range=self.range,
+            percentile=self.percentile,
+            offset=offset,
+            power_of_two=self.power_of_two,
+            at=at,
+            shape=shape,
+        )

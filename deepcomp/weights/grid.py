@@ -80,6 +80,7 @@ class Grid(Form):
         range: str = "min-max",
         percentile: float = 0.01,
         bounds: Bounds | None = None,
+        offset: Tensor | None = None,
         power_of_two: bool = False,
         at: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
@@ -97,8 +98,9 @@ class Grid(Form):
         percentile : float
             Percent of the weights left outside at either end, for `range="percentile"`.
         bounds : pair of float tensors, shape (blocks,)
-            The ranges themselves instead of a way to find them: weights beyond are clipped. Channels that were
-            split, for instance, may be clipped where that suits the weights before the split.
+            The ranges themselves instead of a way to find them: weights beyond are clipped.
+        offset : float tensor, optional
+            Fractions of a step that are added to the weights once their scales are known; broadcasts against `shape`.
         power_of_two : bool
             Round scales up to powers of two.
 
@@ -124,7 +126,11 @@ class Grid(Form):
 
         quantizer = Quantizer(bits, symmetric, power_of_two, half_up)
         scale, zero_point = quantizer.parameters(*(bounds or range_of(Values(rows), quantizer, range, percentile)))
-        return cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
+        grid = cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
+        if offset is not None:
+            spread = offset.expand(shape)
+            grid.latent.data = values + grid._spread(scale) * (spread if at is None else spread.reshape(-1)[at])
+        return grid
 
     def _spread(self, values: Tensor) -> Tensor:
         """One value a block, made to broadcast against the weights held."""
