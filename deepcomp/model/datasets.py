@@ -19,7 +19,9 @@ from torch.utils.data import TensorDataset
 
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data, MapStyle, Pairs
+from deepcomp.model.text import encode, vocabulary, windows, words
 from deepcomp.model.zoo import call_spec
+from deepcomp.model.zoo.language import LENGTH, VOCABULARY
 
 __all__ = ["load_data"]
 
@@ -65,11 +67,12 @@ def load_data(spec: str | Data, data_dir: Folder = None) -> Data:
     ----------
     spec : str or Data
         `digits` (comes with scikit-learn; x/16, 1×8×8), `mnist` (x/255, 1×28×28), `cifar10`
-        (normalised as ImageNet is, 3×32×32), `npz:FILE` (see `_npz`), `package.module:callable`
+        (normalised as ImageNet is, 3×32×32), `wikitext2` (see `model.text`; 64 words an item, the
+        next word at each place as target), `npz:FILE` (see `_npz`), `package.module:callable`
         returning a `Data`; or a `Data`, which is returned as it is.
     data_dir : path, optional
-        Where `mnist` and `cifar10` are looked for first; then in `$DEEPCOMP_DATA`, then in a
-        per-user cache, which scikit-learn's `fetch_openml` fills.
+        Where `mnist`, `cifar10` and `wikitext2` are looked for first; then in `$DEEPCOMP_DATA`, then
+        in a per-user cache, which scikit-learn's `fetch_openml` fills with the images.
 
     Raises
     ------
@@ -126,7 +129,25 @@ def _cifar10(data_dir: Folder) -> Data:
     return Data(parts[0], parts[1], "accuracy")
 
 
-_BUILT_IN = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}
+def _wikitext2(data_dir: Folder) -> Data:
+    """The validation text is what is trained on: the training text proper is ten times as long."""
+    paths = [_find("wikitext2", (f"wikitext2-{part}.txt",), data_dir) for part in ("valid", "test")]
+    train, test = (words(_text(path)) for path in paths)
+    known = vocabulary(train, least=3)
+    if len(known) != VOCABULARY:
+        raise InputError(f"{paths[0]}: {len(known)} words occur three times or more, {VOCABULARY} expected")
+    sets = [TensorDataset(*windows(encode(found, known), LENGTH)) for found in (train, test)]
+    return Data(sets[0], sets[1], "perplexity")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no readable UTF-8 text: {error}") from error
+
+
+_BUILT_IN = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "wikitext2": _wikitext2}
 
 
 def _imagenet(x: Tensor) -> Tensor:
@@ -185,14 +206,17 @@ def _find(name: str, files: tuple[str, ...], data_dir: Folder) -> Path:
         for path in (Path(folder) / file for file in files) if folder else ():
             if path.is_file():
                 return path
+    missing = (
+        f"{name}: no {' or '.join(files)} in --data-dir ({data_dir or 'not given'}), "
+        f"$DEEPCOMP_DATA ({variable or 'not set'}) or the cache ({cache})"
+    )
+    if name not in _OPENML:
+        raise InputError(missing)
     try:
         return _fetch(name, files[0], cache)
     except Exception as error:  # scikit-learn's, the network's or the disk's: all end in the same line
-        raise InputError(
-            f"{name}: no {' or '.join(files)} in --data-dir ({data_dir or 'not given'}), "
-            f"$DEEPCOMP_DATA ({variable or 'not set'}) or the cache ({cache}), "
-            f"and fetch_openml could not fill the cache: {' '.join(str(error).split())[:200]}"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{missing}, and fetch_openml could not fill the cache: {reason}") from error
 
 
 _OPENML = {"mnist": ("mnist_784", 60_000, (28, 28)), "cifar10": ("CIFAR_10", 50_000, (3, 32, 32))}

@@ -227,7 +227,7 @@ def test_data_is_returned_as_it_is():
 
 
 def test_unknown_data_lists_what_there_is():
-    with pytest.raises(UsageError, match=r"'mnits'.*digits, mnist, cifar10, npz:FILE"):
+    with pytest.raises(UsageError, match=r"'mnits'.*digits, mnist, cifar10, wikitext2, npz:FILE"):
         load_data("mnits")
 
 

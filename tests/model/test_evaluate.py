@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import deepcomp
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model import zoo
 from deepcomp.model.data import Data, Pairs
@@ -147,20 +148,44 @@ def test_drop_is_positive_exactly_where_it_got_worse(a, b, higher):
 # the checkpoints
 
 
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+
+
 @pytest.mark.parametrize(
-    ("name", "limit"),
-    [("digits-cnn", 2.0), ("lenet-300-100", 1.7), ("lenet-5", 0.9)],
+    ("name", "data", "limit"),
+    [
+        ("digits-cnn", "digits", 2.0),
+        ("lenet-300-100", "mnist", 1.7),
+        ("lenet-5", "mnist", 0.9),
+        pytest.param("mobilenet-cifar", "cifar10", 20.0, marks=pytest.mark.slow),
+    ],
 )
-def test_a_checkpoint_has_the_error_its_metadata_says(request, name, limit):
-    path = Path(__file__).parents[2] / "checkpoints" / f"{name}.safetensors"
+def test_a_checkpoint_has_the_error_its_metadata_says(request, name, data, limit):
+    path = CHECKPOINTS / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["training"])
-    data = load_data("digits") if name == "digits-cnn" else load_data("mnist", request.getfixturevalue("data_dir"))
+    found = load_data(data, None if data == "digits" else request.getfixturevalue("data_dir"))
     model = zoo.build(name)
     model.load_state_dict(load_file(path), strict=True)
-    error = 100 - evaluate(model, data).value
+    error = 100 - evaluate(model, found).value
     assert error <= limit
-    assert error == pytest.approx(facts["test_error"], abs=1.5 * 100 / len(data.test))  # one image may round over
+    assert error == pytest.approx(facts["test_error"], abs=1.5 * 100 / len(found.test))  # one image may round over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "perplexity"), [("lstm-wikitext2", 124.36), ("transformer-wikitext2", 131.43)])
+def test_a_language_model_has_the_perplexity_its_table_says(data_dir, name, perplexity):
+    model = deepcomp.load(CHECKPOINTS / f"{name}.dcz")
+    assert evaluate(model, load_data("wikitext2", data_dir)).value == pytest.approx(perplexity, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["lstm-wikitext2", "transformer-wikitext2"])
+def test_a_language_model_is_float32_that_float16_holds(name):
+    weights = deepcomp.load_state_dict(CHECKPOINTS / f"{name}.dcz")
+    assert weights.keys() == zoo.build(name).state_dict().keys()
+    for tensor in weights.values():
+        assert tensor.dtype == torch.float32
+        assert tensor.half().float().equal(tensor)
 
 
 # how a module is called

@@ -5,9 +5,15 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+import deepcomp
 from deepcomp.errors import UsageError
 from deepcomp.model import zoo
+from deepcomp.model.zoo.images import BasicBlock, CifarMobileNetV2
+from deepcomp.model.zoo.language import LENGTH, VOCABULARY
+
+LANGUAGE = ("lstm-wikitext2", "transformer-wikitext2")
 
 SOURCE = """
 import torch
@@ -42,11 +48,11 @@ def spec_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
-def test_every_network_takes_its_example_and_gives_ten_logits(name):
+def test_every_network_takes_its_example_and_gives_logits(name):
     model = zoo.build(name)
     assert not any(part.training for part in model.modules())
     with torch.no_grad():
-        assert model(*zoo.example(name)).shape == (2, 10)
+        assert model(*zoo.example(name)).shape == ((2, LENGTH, VOCABULARY) if name in LANGUAGE else (2, 10))
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
@@ -58,9 +64,18 @@ def test_examples_are_the_same_every_time(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("lenet-300-100", 266_610), ("lenet-5", 431_080), ("digits-cnn", 38_330), ("resnet20", 269_722)]
+    ("name", "count"),
+    [
+        ("lenet-300-100", 266_610),
+        ("lenet-5", 431_080),
+        ("digits-cnn", 38_330),
+        ("resnet20", 269_722),
+        ("mobilenet-cifar", 208_330),
+        ("lstm-wikitext2", 3_421_328),
+        ("transformer-wikitext2", 3_122_304),
+    ],
 )
-def test_parameter_counts_are_the_published_ones(name, count):
+def test_parameter_counts_are_those_of_the_checkpoints(name, count):
     assert sum(p.numel() for p in zoo.build(name).parameters()) == count
 
 
@@ -81,13 +96,59 @@ def test_resnet_depth_counts_its_weight_layers(name, depth):
 
 
 def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
-    block = zoo.BasicBlock(2, 4, stride=2).eval()
+    block = BasicBlock(2, 4, stride=2).eval()
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.arange(2 * 16.0).reshape(1, 2, 4, 4)
     with torch.no_grad():
         y = block(x)
     assert y[:, 1:3].equal(x[:, :, ::2, ::2])
     assert not y[:, [0, 3]].any()
+
+
+def test_mobilenet_filters_every_channel_on_its_own_between_linear_bottlenecks(randn):
+    model = CifarMobileNetV2().eval()
+    for block in model.blocks:
+        depthwise = block.depthwise[0]
+        assert depthwise.groups == depthwise.in_channels == depthwise.out_channels
+        assert [type(part) for part in block.project] == [nn.Conv2d, nn.BatchNorm2d]
+        first = next(part for part in block.modules() if isinstance(part, nn.Conv2d))
+        x = randn(2, first.in_channels, 8, 8)
+        with torch.no_grad():
+            y = block.project(block.depthwise(block.expand(x)))
+            assert block(x).equal(y + x if y.shape == x.shape else y)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_word_changes_no_logits_before_its_place(name):
+    model, (tokens,) = zoo.build(name), zoo.example(name)
+    changed = tokens.clone()
+    changed[:, 40] = (changed[:, 40] + 1) % VOCABULARY
+    with torch.no_grad():
+        differs = (model(tokens) - model(changed)).abs().amax((0, 2)) > 0
+    assert differs.tolist() == [place >= 40 for place in range(LENGTH)]
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_words_are_dropped_in_training_alone(name):
+    model, (tokens,) = zoo.build(name), zoo.example(name)
+    with torch.no_grad():
+        assert model(tokens).equal(model(tokens))
+        assert not model.train()(tokens).equal(model(tokens))
+
+
+def test_the_transformer_decodes_with_its_embedding():
+    model = zoo.build("transformer-wikitext2")
+    assert [name for name, p in model.named_parameters() if VOCABULARY in p.shape] == ["embedding.weight"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet-cifar", *LANGUAGE])
+def test_a_file_runs_as_the_network_did_for_any_batch(tmp_path, name):
+    model, (x,) = zoo.build(name), zoo.example(name)
+    report = deepcomp.compress(model, tmp_path / "x.dcz", example_inputs=x)
+    assert not report.warnings
+    loaded, more = deepcomp.load(tmp_path / "x.dcz"), torch.cat([x, x.flip(0), x[:1]])
+    with torch.no_grad():
+        assert loaded(more).equal(model(more))
 
 
 def test_published_resnet20_loads_strictly(data_dir):
