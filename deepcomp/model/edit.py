@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deepcomp.model import ops
 from deepcomp.model.capture import Captured
-from deepcomp.model.graph import Argument, Graph, Node, Stored, Value, references
+from deepcomp.model.graph import Argument, Graph, Node, Stored, Value, references, transform
 from deepcomp.model.layers import Layer
 
 __all__ = ["Edit"]
@@ -93,7 +94,7 @@ class Edit:
         """Let another operation stand at a place, with arguments by parameter name."""
         self._nodes[place] = Node(op, *ops.find(op).shorten(arguments))
 
-    def change(self, place: int, **arguments: Argument) -> None:
+    def change(self, place: int, /, **arguments: Argument) -> None:
         """Give the operation at a place other arguments."""
         node = self._nodes[place]
         self.replace(place, node.op, node.arguments | arguments)
@@ -104,7 +105,7 @@ class Edit:
         return Value(len(self._graph.inputs) + len(self._nodes) - 1)
 
     def bypass(self, value: Value, by: Value) -> None:
-        """Let everything that reads a value read another one."""
+        """Let everything that reads a value read another one; what makes that one may go on to read it."""
         self._moved[value] = by
 
     def finish(self) -> Captured:
@@ -118,14 +119,12 @@ class Edit:
 
     def _sorted(self) -> Graph:
         """All nodes, each behind those it reads, else in the order of their places."""
-
-        def final(entry: Stored | Value) -> Stored | Value:
-            while isinstance(entry, Value) and entry in self._moved:
-                entry = self._moved[entry]
-            return entry
-
-        graph = Graph(self._graph.inputs, tuple(self._nodes), self._graph.outputs).map(final)
-        first = len(graph.inputs)
+        first = len(self._graph.inputs)
+        nodes = []
+        for place, node in enumerate(self._nodes):
+            final = partial(self._final, reader=Value(first + place))
+            nodes.append(Node(node.op, transform(node.args, final), transform(node.kwargs, final)))
+        graph = Graph(self._graph.inputs, tuple(nodes), transform(self._graph.outputs, self._final))
         order: dict[int, int] = {}  # place before → place after
 
         def visit(place: int) -> None:
@@ -139,7 +138,12 @@ class Edit:
         for place in range(len(graph.nodes)):
             visit(place)
         moved = {Value(first + before): Value(first + after) for before, after in order.items()}
-        nodes = tuple([graph.nodes[place] for place in order])
-        return Graph(graph.inputs, nodes, graph.outputs).map(
+        return Graph(graph.inputs, tuple([graph.nodes[place] for place in order]), graph.outputs).map(
             lambda entry: moved.get(entry, entry) if isinstance(entry, Value) else entry
         )
+
+    def _final(self, entry: Stored | Value, reader: Value | None = None) -> Stored | Value:
+        """What is read in place of a value, by the node that makes `reader` or by the caller."""
+        while isinstance(entry, Value) and self._moved.get(entry, reader) != reader:
+            entry = self._moved[entry]
+        return entry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from deepcomp.model.graph import Graph, Value
+from deepcomp.model.graph import Argument, Graph, Value
 
 __all__ = ["DYNAMIC", "STATIC", "bypassed", "quantizers"]
 
@@ -23,5 +23,9 @@ def quantizers(graph: Graph) -> list[int]:
 
 def bypassed(graph: Graph, places: Collection[int]) -> Graph:
     """The graph without some of its quantisers: what read them reads what they read. Tensors keep their numbers."""
-    first = len(graph.inputs)
-    return graph.replace({Value(first + place): graph.nodes[place].args[0] for place in places})
+    read: dict[Value, Argument] = {}
+    for place in sorted(places):
+        source = graph.nodes[place].args[0]
+        behind = read.get(source, source) if isinstance(source, Value) else source  # of a long row, not one by one
+        read[Value(len(graph.inputs) + place)] = behind
+    return graph.replace(read)

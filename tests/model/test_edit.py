@@ -122,3 +122,18 @@ def test_one_operation_may_stand_for_another(captured: Captured, tensors: dict[s
     hidden = (x @ tensors["a.weight"].T + tensors["a.bias"]).clamp(-1, 1)
     found = run(edit.finish(), tensors, x)
     torch.testing.assert_close(found, hidden @ tensors["b.weight"].T * tensors["mask"])
+
+
+def test_what_is_put_behind_a_value_reads_it_and_all_others_read_that(
+    captured: Captured, tensors: dict[str, Tensor], randn: Any
+) -> None:
+    """As a quantiser; of an input, of a value and of the output, which one of a row is."""
+    edit, x = Edit(captured, tensors), randn(5, 3)
+    for value in (Value(0), Value(2), Value(4)):
+        edit.bypass(value, edit.add("mul.Scalar", {"self": value, "other": 2}))
+    changed = edit.finish()
+    assert [node.op for node in changed.graph.nodes] == [
+        "mul.Scalar", "linear", "relu", "mul.Scalar", "linear", "mul.Tensor", "mul.Scalar"
+    ]  # fmt: skip
+    hidden = 2 * torch.relu(2 * x @ tensors["a.weight"].T + tensors["a.bias"])
+    torch.testing.assert_close(run(changed, tensors, x), 2 * hidden @ tensors["b.weight"].T * tensors["mask"])
