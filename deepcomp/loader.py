@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -16,15 +16,20 @@ from torch import Tensor, nn
 from deepcomp import entropy, wire
 from deepcomp.container import Reader, Record
 from deepcomp.entry import BUFFER, CONSTANT, GRAPH, MAX_METADATA, METADATA, PARAMETER, TENSOR, Entry, Part
-from deepcomp.errors import DeepcompError, FormatError, InputError, MissingTensorError
+from deepcomp.errors import DeepcompError, FormatError, InputError, MissingTensorError, UsageError
 from deepcomp.model.graph import Graph
+from deepcomp.model.quantizers import bypassed, quantizers
+from deepcomp.runtime.integer import Integer
 from deepcomp.runtime.interpreter import Interpreter, Role
-from deepcomp.weights import Packed, form_class
+from deepcomp.weights import Form, Packed, form_class
 from deepcomp.weights.dtypes import dtype_of, from_words
 
-__all__ = ["File", "load", "load_state_dict", "open_file"]
+__all__ = ["RUNTIMES", "File", "load", "load_state_dict", "open_file"]
 
 Module = TypeVar("Module", bound=nn.Module)
+Decoded = TypeVar("Decoded")
+
+RUNTIMES = ("float", "simulated", "integer")
 
 MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
@@ -134,16 +139,28 @@ class File:
         except FormatError as error:
             raise FormatError(f"{self.reader.path}: {error}") from None
 
-    def module(self, tensors: Iterable[tuple[str, Tensor]]) -> Interpreter | None:
-        """The operations with these tensors, by name; None in a file of weights alone."""
+    def module(self, tensors: Iterable[tuple[str, Tensor]], runtime: str = "simulated") -> Interpreter | None:
+        """The operations with these tensors, by name; None in a file of weights alone.
+
+        Parameters
+        ----------
+        runtime : str
+            See `load`.
+        """
         found = self.graph()
         if found is None:
             return None
+        graph, names = found
+        if runtime == "float":
+            graph = bypassed(graph, quantizers(graph))
+        roles = ((name, tensor, _ROLES[self.entries[name].role]) for name, tensor in tensors)
         try:
-            return Interpreter(*found, ((name, tensor, _ROLES[self.entries[name].role]) for name, tensor in tensors))
-        except FormatError as error:
+            if runtime == "integer":
+                return Integer(graph, names, roles, self.get_form)
+            return Interpreter(graph, names, roles)
+        except (FormatError, InputError) as error:
             path = str(self.reader.path)  # errors of a tensor's own name it already
-            raise error if str(error).startswith(path) else FormatError(f"{path}: {error}") from None
+            raise error if str(error).startswith(path) else type(error)(f"{path}: {error}") from None
 
     def get_tensor(self, name: str) -> Tensor:
         """One dense tensor.
@@ -156,6 +173,20 @@ class File:
             If the file has been closed.
         """
         return self._dense(name, _Arena(self._source(name)[1].nbytes + _ALIGN))
+
+    def get_form(self, name: str) -> Form:
+        """What one tensor is stored as: integers and scales, shared values, positions.
+
+        Raises
+        ------
+        MissingTensorError, InputError
+            See `get_tensor`.
+        """
+
+        def unpack(packed: Packed, entry: Entry) -> Form:
+            return form_class(packed.code).unpack(packed, entry.shape, entry.dtype.torch)
+
+        return self._decoded(name, unpack)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors, constants included; tied ones are the same object."""
@@ -178,14 +209,21 @@ class File:
         return self._records[name], self.entries[name]
 
     def _dense(self, name: str, arena: _Arena) -> Tensor:
-        """A tensor in memory of the arena; errors in its parts say where they come from."""
+        """A tensor in memory of the arena."""
+
+        def restore(packed: Packed, entry: Entry) -> Tensor:
+            return form_class(packed.code).restore(packed, entry.shape, entry.dtype.torch, arena.zeros)
+
+        return self._decoded(name, restore)
+
+    def _decoded(self, name: str, make: Callable[[Packed, Entry], Decoded]) -> Decoded:
+        """What is made of a tensor's parts; errors in them say where they come from."""
         record, entry = self._source(name)
         if self._closed:
             raise InputError(f"{self.reader.path}: closed already")
         body, offset = self.reader.body(record), self.reader.offset(record)
         try:
-            packed = _unpack(entry, body, offset)
-            return form_class(packed.code).restore(packed, entry.shape, entry.dtype.torch, arena.zeros)
+            return make(_unpack(entry, body, offset), entry)
         except (FormatError, KeyError) as error:  # the key of an array, table or fact
             wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
@@ -222,10 +260,20 @@ def load_state_dict(path: str | os.PathLike[str], *, max_bytes: int | None = Non
 
 
 @overload
-def load(path: str | os.PathLike[str], *, into: None = None, max_bytes: int | None = None) -> nn.Module: ...
+def load(
+    path: str | os.PathLike[str], *, into: None = None, runtime: str = "simulated", max_bytes: int | None = None
+) -> nn.Module: ...
 @overload
-def load(path: str | os.PathLike[str], *, into: Module, max_bytes: int | None = None) -> Module: ...
-def load(path: str | os.PathLike[str], *, into: nn.Module | None = None, max_bytes: int | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str], *, into: Module, runtime: str = "simulated", max_bytes: int | None = None
+) -> Module: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    into: nn.Module | None = None,
+    runtime: str = "simulated",
+    max_bytes: int | None = None,
+) -> nn.Module:
     """The network of a file as a module in eval mode, ready to run; no source code is needed.
 
     Parameters
@@ -233,29 +281,45 @@ def load(path: str | os.PathLike[str], *, into: nn.Module | None = None, max_byt
     path : path-like
     into : nn.Module, optional
         A module of the user's own class: the weights are loaded into it, and it is returned.
+    runtime : {"simulated", "float", "integer"}
+        How activations are quantised, where the file has quantisers for them: rounded to their grids in
+        floating-point arithmetic, not at all, or truly held as integers, which layers whose weights are on
+        grids multiply and add up as such; see `runtime.integer`.
     max_bytes : int, optional
         See `File`.
 
     Raises
     ------
+    UsageError
+        If there is no such runtime, or one is chosen for `into`.
     InputError
-        If the file holds weights alone and `into` is not given, or the weights do not fit `into`.
+        If the file holds weights alone and `into` is not given, the weights do not fit `into`, or nothing in it can
+        run in integers where it should.
     FormatError
         See `File`.
     """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"runtime = {runtime!r}: one of {', '.join(RUNTIMES)} expected")
     if into is not None:
-        try:
-            into.load_state_dict(load_state_dict(path, max_bytes=max_bytes))
-        except DeepcompError:
-            raise
-        except RuntimeError as error:
-            raise InputError(f"{path}: does not fit {type(into).__name__}: {' '.join(str(error).split())}") from None
-        return into.eval()
+        return _fill(into, path, runtime, max_bytes)
     with File(path, max_bytes) as file:
-        module = file.module(file.tensors())
+        module = file.module(file.tensors(), runtime)
     if module is None:
         raise InputError(f"{path}: holds weights without a graph: load_state_dict(), or load(into=module), reads them")
     return module
+
+
+def _fill(into: Module, path: str | os.PathLike[str], runtime: str, max_bytes: int | None) -> Module:
+    """Load the weights of a file into a module of the user's own."""
+    if runtime != "simulated":
+        raise UsageError(f"runtime = {runtime!r}: into={type(into).__name__} brings operations of its own")
+    try:
+        into.load_state_dict(load_state_dict(path, max_bytes=max_bytes))
+    except DeepcompError:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"{path}: does not fit {type(into).__name__}: {' '.join(str(error).split())}") from None
+    return into.eval()
 
 
 def _refuse(constant: str) -> None:

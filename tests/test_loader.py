@@ -23,7 +23,8 @@ def test_a_tensor_that_is_not_there_is_a_key_error_and_one_of_ours(path):
 def test_a_closed_file_says_so(path):
     with deepcomp.open(path) as file:
         file.get_tensor("w")
-    for read in (lambda: file.get_tensor("w"), lambda: file.get_tensor("v"), lambda: dict(file.tensors())):
+    reads = [lambda: file.get_tensor("w"), lambda: file.get_tensor("v"), lambda: file.get_form("w")]
+    for read in (*reads, lambda: dict(file.tensors())):
         with pytest.raises(InputError, match=r"x\.dcz: closed already"):
             read()
     file.close()

@@ -13,7 +13,7 @@ counts batches cannot be written down, and its statistics stay). Dropout has gon
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -24,10 +24,10 @@ from torch.utils._pytree import register_pytree_node
 
 from deepcomp.errors import FormatError, InputError
 from deepcomp.model import ops
-from deepcomp.model.graph import Graph, Input, Stored, Value, misfit, references, transform
+from deepcomp.model.graph import Graph, Input, Node, Stored, Value, misfit, references, transform
 from deepcomp.runtime import limits
 
-__all__ = ["Interpreter", "Outputs", "Role", "trace"]
+__all__ = ["Interpreter", "Outputs", "Program", "Role", "blamed", "trace"]
 
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
@@ -101,7 +101,7 @@ class Interpreter(nn.Module):
         results = range(len(graph.inputs), len(graph.inputs) + len(graph.nodes))
         held = {entry.index for entry in references(graph.outputs) if isinstance(entry, Value)}
         schedule = _schedule(graph, results, held)
-        self._dcz = _Program(graph, operations, places, norms, schedule, max_elements)
+        self._dcz = Program(graph, operations, places, norms, schedule, max_elements)
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -130,11 +130,14 @@ class Interpreter(nn.Module):
         program.remember(run.key)
         return _named(transform(program.graph.outputs, run.find))
 
-    def observe(self, values: Iterable[Value], *args: Tensor, **kwargs: Tensor) -> Iterator[tuple[Value, Any]]:
+    def observe(
+        self, values: Iterable[Value], *args: Tensor, **kwargs: Tensor
+    ) -> Generator[tuple[Value, Any], Any, None]:
         """Run as far as some values need, and give each of them out as soon as it is there.
 
         Nothing is held that no later operation needs, so a network can be looked at in the memory
-        it takes to run it. To stop early is to stop computing.
+        it takes to run it. To stop early is to stop computing. What is sent back to the generator takes
+        the place of the value it has just given out.
 
         Parameters
         ----------
@@ -157,11 +160,14 @@ class Interpreter(nn.Module):
         wanted = {value.index for value in values}
         inputs = _bind(program.graph.inputs, args, kwargs)
         run = _Run(program, inputs, frozenset(wanted))
-        yield from ((Value(index), entry) for index, entry in enumerate(inputs) if index in wanted)
+        for index in range(len(inputs)):
+            if index in wanted:
+                run.put(index, (yield Value(index), run.values[index]))
         for place, spent in _schedule(program.graph, wanted, set()):
             run.step(place)
-            if len(inputs) + place in wanted:
-                yield Value(len(inputs) + place), run.values[len(inputs) + place]
+            index = len(inputs) + place
+            if index in wanted:
+                run.put(index, (yield Value(index), run.values[index]))
             run.forget(spent)
         program.remember(run.key)
 
@@ -224,8 +230,13 @@ class _Home:
 
 
 @dataclass
-class _Program:
-    """What the interpreter runs; apart from the module, whose attributes are the network's."""
+class Program:
+    """What the interpreter runs; apart from the module, whose attributes are the network's.
+
+    Another runtime may hold values in a form of its own: `own` has what runs in the place of operations,
+    by the place of the node, on values as they are held; `readers` make tensors of these, by the number of
+    the value, for all other operations and for the caller.
+    """
 
     graph: Graph
     operations: list[ops.Operation]
@@ -234,6 +245,8 @@ class _Program:
     schedule: list[tuple[int, tuple[int, ...]]]
     max_elements: int
     checked: set[tuple[Any, ...]] = field(default_factory=set)
+    own: dict[int, Callable[..., Any]] = field(default_factory=dict)
+    readers: dict[int, Callable[[Any], Any]] = field(default_factory=dict)
 
     def learns(self, place: int) -> bool:
         """Whether a node is a batch normalisation in train mode."""
@@ -250,7 +263,7 @@ class _Program:
 class _Run:
     """One run of a program, as far as some values need (all if not given): what there is so far."""
 
-    def __init__(self, program: _Program, inputs: list[Tensor], wanted: frozenset[int] | None = None) -> None:
+    def __init__(self, program: Program, inputs: list[Tensor], wanted: frozenset[int] | None = None) -> None:
         self.program = program
         self.first = len(inputs)
         self.values: list[Any] = [*inputs, *([None] * len(program.graph.nodes))]
@@ -259,31 +272,47 @@ class _Run:
         self.key = (shapes, wanted)
         self.trusted = torch.compiler.is_compiling() or not program.checked.isdisjoint({self.key, (shapes, None)})
 
-    def find(self, entry: Stored | Value) -> Any:
+    def held(self, entry: Stored | Value) -> Any:
         return self.values[entry.index] if isinstance(entry, Value) else self.program.homes[entry.index].tensor()
+
+    def find(self, entry: Stored | Value) -> Any:
+        """What a value is to those who do not know how it is held."""
+        found, readers = self.held(entry), self.program.readers
+        return readers[entry.index](found) if isinstance(entry, Value) and entry.index in readers else found
+
+    def put(self, index: int, entry: Any) -> None:
+        """Let something else stand for a value, if it is anything."""
+        self.values[index] = self.values[index] if entry is None else entry
 
     def step(self, place: int) -> None:
         """Run one node."""
         program = self.program
         node, operation = program.graph.nodes[place], program.operations[place]
+        own = program.own.get(place)
+        find = self.held if own else self.find
         try:
-            operands, options = transform(node.args, self.find), transform(node.kwargs, self.find)
+            operands, options = transform(node.args, find), transform(node.kwargs, find)
             limits.check_recurrent(operation, operands)
             if not self.trusted:
                 limits.check_size(operation, operands, options, program.max_elements)
             if operation.makes:
                 options["device"] = self.device
-            call = _normalize if program.learns(place) else operation.call
+            call = own or (_normalize if program.learns(place) else operation.call)
             self.values[self.first + place] = call(*operands, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            raise InputError(f"operation {place} of the network, {node.op}: {reason}") from error
+            raise blamed(error, place, node) from error
 
     def forget(self, spent: Sequence[int]) -> None:
         for index in spent:
             self.values[index] = None
+
+
+def blamed(error: Exception, place: int, node: Node) -> InputError:
+    """An error of an operation as one line that names it."""
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return InputError(f"operation {place} of the network, {node.op}: {reason}")
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: Iterator[int]) -> _Home:
@@ -298,7 +327,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: I
         if part not in module._modules:
             if next(modules) >= MAX_MODULES:
                 raise FormatError(f"more than {MAX_MODULES} parts in the names of the tensors")
-            module.add_module(part, _Part())
+            module._modules[part] = _Part()  # `add_module` refuses names that our own methods have
         below = module._modules[part]
         assert below is not None
         module = below
@@ -306,9 +335,10 @@ def _register(root: nn.Module, name: str, tensor: Tensor, role: Role, modules: I
         raise FormatError(f"two tensors or parts of the name {name!r}")
     if role == "parameter":
         assert isinstance(tensor, nn.Parameter)
-        module.register_parameter(leaf, tensor)
+        module._parameters[leaf] = tensor
     else:
-        module.register_buffer(leaf, tensor, persistent=role == "buffer")
+        module._buffers[leaf] = tensor
+        module._non_persistent_buffers_set |= {leaf} if role == "constant" else set()
     return _Home(module, leaf)
 
 

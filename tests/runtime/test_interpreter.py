@@ -64,6 +64,17 @@ def test_the_state_dict_has_the_original_names_without_constants() -> None:
     assert {name for name, _ in network.named_buffers()} == {"a.b.0.count", "table"}
 
 
+@pytest.mark.parametrize("role", ["parameter", "buffer", "constant"])
+@pytest.mark.parametrize("name", ["observe", "observe.weight", "levels.0.w", "float_operations"])
+def test_names_that_our_own_methods_have_are_names_like_others(name: str, role: Any, randn: Any) -> None:
+    graph = Graph((X,), (Node("linear", (Value(0), Stored(0))),), Value(1))
+    network, x = Interpreter(graph, [name], [(name, WEIGHT.clone(), role)]), randn(3, 4)
+    assert torch.equal(network(x), x @ WEIGHT.T)
+    assert list(network.state_dict()) == ([] if role == "constant" else [name])
+    assert torch.equal(next(network.observe([Value(1)], x))[1], network(x))
+    assert torch.equal(copy.deepcopy(network)(x), network(x))
+
+
 def test_tied_tensors_are_one_parameter() -> None:
     weight = torch.ones(2)
     network = Interpreter(Graph((X,), (), Value(0)), [], [("a.w", weight, "parameter"), ("b.w", weight, "parameter")])
@@ -271,6 +282,15 @@ def test_values_are_shown_in_the_order_they_are_computed_and_as_they_are(randn: 
     assert torch.equal(seen[2][1], network(x))
     assert torch.equal(next(network.observe([Value(2)], x=x))[1], network(x))
     assert list(network.observe([], x)) == []
+
+
+def test_what_is_sent_back_takes_the_place_of_what_was_shown(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    values = network.observe([Value(0), Value(1), Value(2)], x)
+    next(values)
+    assert torch.equal(values.send(torch.zeros(3, 4))[1], BIAS.expand(3, 2))
+    assert torch.equal(values.send(-torch.ones(3, 2))[1], torch.zeros(3, 2))
+    assert list(values) == []
 
 
 def test_nothing_runs_that_no_value_shown_needs(randn: Any) -> None:
