@@ -22,6 +22,7 @@ from deepcomp.loader import open_file as open
 from deepcomp.version import __version__
 
 if TYPE_CHECKING:
+    from deepcomp.diagnosis import Diagnosis, diagnose
     from deepcomp.model.data import Data
     from deepcomp.pipeline import Report, compress
     from deepcomp.report.inspection import inspect
@@ -32,6 +33,7 @@ __all__ = [
     "CaptureError",
     "Data",
     "DeepcompError",
+    "Diagnosis",
     "File",
     "FormatError",
     "InputError",
@@ -40,6 +42,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compress",
+    "diagnose",
     "inspect",
     "load",
     "load_state_dict",
@@ -49,8 +52,10 @@ __all__ = [
 
 _ELSEWHERE = {  # imported when first asked for: loading a file needs none of it
     "Data": "deepcomp.model.data",
+    "Diagnosis": "deepcomp.diagnosis",
     "Report": "deepcomp.pipeline",
     "compress": "deepcomp.pipeline",
+    "diagnose": "deepcomp.diagnosis",
     "inspect": "deepcomp.report.inspection",
     "verify": "deepcomp.verification",
 }

@@ -1,4 +1,4 @@
-"""The `deepcomp` command: arguments, printing, exit codes.
+"""The `deepcomp` command: printing and exit codes; `arguments` has what it understands.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 failure, 2 usage,
 3 verification failed or budget not met.
@@ -11,36 +11,36 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from deepcomp.arguments import USAGE, parse
 from deepcomp.errors import BudgetError, DeepcompError, FormatError, InputError, UsageError
 from deepcomp.report import table
 from deepcomp.report.strict_json import dumps
-from deepcomp.sizes import parse_size
-from deepcomp.version import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["main"]
 
-OK, FAILURE, USAGE, UNVERIFIED = 0, 1, 2, 3
+OK, FAILURE, UNVERIFIED = 0, 1, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
     try:
-        options = parser.parse_args(arguments)
+        options = parse(arguments)
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     with _stoppable(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return int(options.run(options) or OK)
+            return _COMMANDS[options.command](options)
         except UsageError as error:
             return _fail(error, USAGE, options.debug)
         except (DeepcompError, OSError, MemoryError) as error:
@@ -99,7 +99,7 @@ def _compress(options: argparse.Namespace) -> int:
                 example_inputs=parse_inputs(options.input),
                 data=options.data,
                 data_dir=options.data_dir,
-                settings=_settings(options.set),
+                settings=options.set,
                 max_size=options.max_size,
                 max_drop=options.max_drop,
                 pareto=options.pareto,
@@ -205,18 +205,59 @@ def _difference(row: dict[str, Any]) -> str:
 def _evaluate(options: argparse.Namespace) -> int:
     from deepcomp.model.datasets import load_data
     from deepcomp.model.evaluate import evaluate
-    from deepcomp.opening import open_network
 
     data = load_data(options.data, options.data_dir)
-    net, source = open_network(options.input_path, options.model, options.max_bytes)
-    if net.module is None:
-        raise UsageError(f"{options.input_path}: holds weights alone, --model says which network they belong to")
-    score = evaluate(net.module, data)
+    module, nbytes = _module(options)
+    score = evaluate(module, data)
     if options.json:
-        found = {"input": options.input_path, "bytes": source.nbytes, "metric": score.name, "value": score.value}
+        found = {"input": options.input_path, "bytes": nbytes, "metric": score.name, "value": score.value}
         print(dumps(found))
     else:
         print(f"{options.input_path}: {score.name} {score.value:.2f}")
+    return OK
+
+
+def _module(options: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The network to evaluate, and the bytes it takes."""
+    from deepcomp.loader import load
+    from deepcomp.opening import open_network
+
+    path = options.input_path
+    if options.runtime is not None:
+        if options.model is not None:
+            raise UsageError(f"--runtime {options.runtime}: is for .dcz files, and --model for weights alone")
+        return load(path, runtime=options.runtime, max_bytes=options.max_bytes), Path(path).stat().st_size
+    net, source = open_network(path, options.model, options.max_bytes)
+    if net.module is None:
+        raise UsageError(f"{path}: holds weights alone, --model says which network they belong to")
+    return net.module, source.nbytes
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from deepcomp.container.writer import check_target, place
+    from deepcomp.diagnosis import diagnose
+    from deepcomp.report.diagnosis import page
+
+    if options.html:
+        check_target(Path(options.html), options.force, [Path(options.input_path)])
+    with _progress() as progress:
+        found = diagnose(
+            options.input_path,
+            recipe=options.recipe,
+            model=options.model,
+            data=options.data,
+            data_dir=options.data_dir,
+            settings=options.set,
+            items=options.items,
+            seed=options.seed,
+            max_bytes=options.max_bytes,
+            progress=progress,
+        )
+    if options.html:
+        place(options.html, page(found).encode(), options.force)
+    for warning in found.warnings:
+        _say(f"deepcomp: warning: {warning}")
+    print(dumps(found.to_dict()) if options.json else table.diagnosis(found))
     return OK
 
 
@@ -229,141 +270,6 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"\n{name}")
         print(table.report(report))
     return OK
-
-
-# --- arguments --------------------------------------------------------------------------------
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="deepcomp", description="A trained PyTorch network into one small, safe file, and back.")
-    parser.add_argument("--version", action="version", version=f"deepcomp {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("compress", _compress, "compress a network into a .dcz file")
-    sub.add_argument("input_path", metavar="IN", help=".safetensors, a folder of shards, .pt/.pth state dict, or .dcz")
-    sub.add_argument("-o", "--output", metavar="OUT.dcz", required=True, help="the file to make")
-    sub.add_argument(
-        "--model",
-        metavar="SPEC",
-        help="a built-in network, or package.module:callable; without it weights alone are stored",
-    )
-    sub.add_argument("--recipe", metavar="NAME|FILE.toml", default="lossless", help="default: lossless")
-    sub.add_argument(
-        "--set",
-        metavar="STEP.KEY=VALUE",
-        action="append",
-        default=[],
-        help="replace a setting of the recipe; repeatable",
-    )
-    sub.add_argument(
-        "--input",
-        metavar="SHAPE",
-        action="append",
-        default=[],
-        help="an example input of --model, 1x3x32x32 or NAME=1x64:int64; repeatable",
-    )
-    _data(sub)
-    limit = sub.add_mutually_exclusive_group()
-    limit.add_argument("--max-size", metavar="SIZE", type=_size, help="largest file allowed, such as 300kB or 1.5MiB")
-    limit.add_argument(
-        "--max-drop", metavar="DROP", type=float, help="most the metric may get worse, in its own unit; needs --data"
-    )
-    sub.add_argument(
-        "--pareto", metavar="FILE", help="write the size-quality curve of the recipe as JSON, and draw it beside"
-    )
-    sub.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an interrupted run where the recipe leaves something to go on with",
-    )
-    sub.add_argument("--seed", type=int, default=0, metavar="N")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="threads; the file does not depend on it")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-    sub.add_argument("--force", action="store_true", help="replace an existing OUT, and an existing curve")
-    _max_bytes(sub)
-
-    sub = command("decompress", _decompress, "write the dense weights back as .safetensors")
-    sub.add_argument("input_path", metavar="IN.dcz")
-    sub.add_argument("-o", "--output", metavar="OUT.safetensors", required=True)
-    sub.add_argument("--force", action="store_true", help="replace an existing OUT")
-    _max_bytes(sub)
-
-    sub = command("inspect", _inspect, "show where each byte of a file goes")
-    sub.add_argument("input_path", metavar="IN.dcz")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-    sub.add_argument("--html", metavar="FILE", help="write a page with bars as well")
-    sub.add_argument("--force", action="store_true", help="replace an existing page")
-    _max_bytes(sub)
-
-    sub = command("verify", _verify, "check every byte of a file, and its weights against the originals")
-    sub.add_argument("input_path", metavar="IN.dcz")
-    sub.add_argument(
-        "--against", metavar="ORIGINAL", help="the weights it was made from: prints the error of each tensor"
-    )
-    _max_bytes(sub)
-
-    sub = command("evaluate", _evaluate, "measure a network on data")
-    sub.add_argument("input_path", metavar="IN", help=".dcz, .safetensors or .pt")
-    sub.add_argument("--model", metavar="SPEC", help="which network weights alone belong to")
-    _data(sub, required=True)
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-    _max_bytes(sub)
-
-    sub = command("demo", _demo, "the whole pipeline on data that ships with scikit-learn")
-    sub.add_argument(
-        "-o", "--output", metavar="FOLDER", default="deepcomp-demo", help="where its files go (default: %(default)s)"
-    )
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line behind the usage, as all errors here do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"deepcomp: {message}\n")
-
-
-def _data(sub: argparse.ArgumentParser, required: bool = False) -> None:
-    sub.add_argument(
-        "--data", metavar="SPEC", required=required, help="digits, mnist, cifar10, npz:FILE or package.module:callable"
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where mnist and cifar10 are looked for first")
-
-
-def _max_bytes(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--max-bytes",
-        metavar="SIZE",
-        type=_size,
-        help="dense bytes a .dcz file may unfold to (default: 4GiB or 2,000 times its size)",
-    )
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r}: STEP.KEY=VALUE expected")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value  # a text without its quotes
-    return found
 
 
 @contextmanager
@@ -382,3 +288,14 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
             bar.refresh()
 
         yield update
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "compress": _compress,
+    "decompress": _decompress,
+    "inspect": _inspect,
+    "verify": _verify,
+    "evaluate": _evaluate,
+    "diagnose": _diagnose,
+    "demo": _demo,
+}

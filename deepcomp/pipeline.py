@@ -4,47 +4,37 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import nn
 
 from deepcomp import loader
 from deepcomp.budget import Budget, search
 from deepcomp.container import Writer
 from deepcomp.container.writer import check_target
-from deepcomp.entry import CONSTANT
 from deepcomp.errors import BudgetError, CaptureError, InputError, UsageError, blaming
-from deepcomp.model import zoo
-from deepcomp.model.capture import capture
+from deepcomp.job import Job, Progress, called, one_thread
 from deepcomp.model.data import Data, Inputs
-from deepcomp.model.data import example_inputs as first_inputs
 from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import Score, drop, evaluate, output_change
-from deepcomp.model.sources import Gathered
 from deepcomp.network import Network
-from deepcomp.opening import Given, open_network
+from deepcomp.opening import Given
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
 from deepcomp.serializer import write
 from deepcomp.sizes import parse_size
-from deepcomp.steps import Step
 from deepcomp.training import Checkpoints
 from deepcomp.version import __version__
 
 __all__ = ["Progress", "Report", "compress", "one_thread"]
 
 _ANY = 1 << 62  # what was just written may unfold to any size
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -89,22 +79,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be compressed, and how: the same in every run of a search. See `compress`."""
-
-    network: Given
-    recipe: str | os.PathLike[str]
-    model: str | None
-    example_inputs: Inputs | None
-    data: Data | None
-    seed: int
-    jobs: int
-    max_bytes: int | None
-    checkpoints: Checkpoints
-    progress: Progress | None
 
 
 def compress(
@@ -189,17 +163,13 @@ def compress(
     UserWarning
         For each of the report's `warnings`: weights alone are stored, say.
     """
-    if jobs < 1:
-        raise UsageError(f"jobs = {jobs}: 1 or more expected")
-    if not 0 <= seed < 1 << 64:
-        raise UsageError(f"seed = {seed}: 0 to 2^64 - 1 expected")
     budget = Budget(parse_size(max_size) if isinstance(max_size, str) else max_size, max_drop, pareto)
     _check_targets(chain([Path(out)], budget.targets()), network, force)
     found = load_data(data, data_dir) if data is not None else None
     if max_drop is not None and (found is None or found.test is None or found.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
     checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
-    job = Job(network, recipe, model, example_inputs, found, seed, jobs, max_bytes, checkpoints, progress)
+    job = Job(network, recipe, model, example_inputs, found, seed, max_bytes, progress, jobs, checkpoints)
     settings = settings or {}
     try:
         if not budget:
@@ -228,31 +198,27 @@ def _check_targets(targets: Iterable[Path], network: Given, force: bool) -> None
 def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> Report:
     """One pass: read, measure, run the steps, write, measure again."""
     plan = Recipe.load(job.recipe, settings, job.data is not None)
-    progress = job.progress or (lambda what, done, total: None)
     told: list[str] = []
     with Writer(out, force) as writer, one_thread():
-        torch.manual_seed(job.seed)
-        net, source = open_network(job.network, job.model, job.max_bytes)
-        _check_given(net, job)
-        net.data, net.seed, net.teacher = job.data, job.seed, net.module
-        net.checkpoints, net.progress = job.checkpoints, job.progress
+        net, source = job.open()
         before = None if net.data is None or net.module is None else _quality(net, net.module)
-        _capture(net, job, told)
-        rows = []
-        for number, step in enumerate(plan.steps):
-            progress(step.do, number, len(plan.steps))
-            rows.append(_timed(step, net))
+        try:
+            job.capture(net)
+        except CaptureError as error:
+            told.append(f"weights alone are stored: {error}")
+        rows = list(job.run(net, plan.steps))
         metadata: dict[str, Any] = {"recipe": plan.name, "seed": job.seed, "version": __version__}
         if plan.lossless and source.notes:
             metadata["source"] = source.notes
         for done, _ in enumerate(write(net, writer, metadata, job.jobs), 1):
-            progress("encode", done, len(net.tensors))
+            if job.progress:
+                job.progress("encode", done, len(net.tensors))
     metric = None
     if before is not None:
         with one_thread():
             metric = _judge(net, out, before, told)
     return Report(
-        input=os.fspath(job.network) if isinstance(job.network, (str, os.PathLike)) else type(job.network).__name__,
+        input=called(job.network),
         output=os.fspath(out),
         input_bytes=source.nbytes,
         output_bytes=writer.size,
@@ -266,61 +232,6 @@ def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> 
         tensors=inspect(out, max_bytes=_ANY)["tensors"],
         warnings=told,
     )
-
-
-def _check_given(net: Network, job: Job) -> None:
-    """Insist that what is given beside the network has a use."""
-    if job.data is not None and net.module is None:
-        raise UsageError("data is given, but nothing to run on it: --model says which network the weights belong to")
-    if job.example_inputs is not None and net.module is None:
-        raise UsageError("an example input is given, but no network to call with it: --model says which it is")
-    if job.example_inputs is not None and net.captured is not None:
-        raise UsageError(f"{job.network}: brings its own operations, no example input is needed")
-
-
-def _capture(net: Network, job: Job, told: list[str]) -> None:
-    """Write the network's operations down, if it has any and they can be."""
-    if net.module is None or net.captured is not None:
-        return
-    inputs = job.example_inputs if job.example_inputs is not None else _example(job)
-    if inputs is None:
-        told.append("no example input was given, so weights alone are stored (--input SHAPE or example_inputs=)")
-        return
-    try:
-        net.captured = capture(net.module, _like(inputs, net.module))
-    except CaptureError as error:
-        told.append(f"weights alone are stored: {error}")
-        return
-    net.tensors = Gathered.of(net.tensors, net.captured.constants)
-    net.roles.update(dict.fromkeys(net.captured.constants, CONSTANT))
-
-
-def _example(job: Job) -> Inputs | None:
-    """What the network is called with, where nobody has said so."""
-    if job.model in zoo.NAMES:
-        return zoo.example(job.model)
-    return None if job.data is None else first_inputs(job.data)
-
-
-def _like(inputs: Inputs, module: nn.Module) -> Inputs:
-    """The inputs, floats of them in the type of the module's own."""
-    kind = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-
-    def fit(tensor: Tensor) -> Tensor:
-        return tensor.to(kind) if tensor.is_floating_point() else tensor
-
-    if isinstance(inputs, Tensor):
-        return (fit(inputs),)
-    if isinstance(inputs, Mapping):
-        return {name: fit(tensor) for name, tensor in inputs.items()}
-    return tuple(fit(tensor) for tensor in inputs)
-
-
-def _timed(step: Step, net: Network) -> dict[str, Any]:
-    """Run a step; what it says, and how long it took."""
-    started = time.perf_counter()
-    said = step.run(net)
-    return {"do": step.do, "seconds": round(time.perf_counter() - started, 3), **said}
 
 
 def _quality(net: Network, module: nn.Module) -> Score:
@@ -352,16 +263,3 @@ def _reload(net: Network, out: Path) -> nn.Module:
     assert module is not None
     module.load_state_dict(loader.load_state_dict(out, max_bytes=_ANY), strict=False)  # counters may be missing
     return module.eval()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Pin libraries to one thread: with several, sums come out in an order that varies."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)

@@ -377,6 +377,96 @@ def test_the_limit_on_dense_bytes_may_be_raised_wherever_a_file_is_read(run, tmp
         run(*args, "--max-bytes", "8MB")
 
 
+@pytest.fixture
+def diagnosed(tmp_path):
+    """What to call `diagnose` with, and a recipe that breaks the network."""
+    save_file(zoo.build("digits-cnn").state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "mine.toml").write_text(
+        '[[step]]\ndo = "quantize"\nbits = 2\nper = "tensor"\n'
+        '[[step]]\ndo = "quantize-activations"\nbits = 4\nsamples = 64\n'
+    )
+    return ("diagnose", "w.safetensors", "--model", "digits-cnn", "--data", "digits", "--items", "60")
+
+
+def test_diagnose_tells_what_hurts_and_what_to_try(run, diagnosed, tmp_path):
+    args = (*diagnosed, "--recipe", "mine.toml")
+    shown = run(*args, "--html", "x.html").out
+    for words in (
+        "recipe mine",
+        "on 60 items",
+        "in floating point",
+        "weight fc1.weight",
+        "activation x",
+        "what to try",
+    ):
+        assert words in shown
+    assert "fc1.weight" in (tmp_path / "x.html").read_text()
+    found = strict(run(*args, "--json", "--set", "quantize.bits=3").out)
+    assert {row["name"]: row["bits"] for row in found["sweep"]}["fc1.weight"] == 3
+    assert found["parts"]["fp32"]["snr"] is None
+    run("compress", "w.safetensors", "-o", "x.dcz", *args[2:6], "--recipe", "mine.toml")
+    told = run("diagnose", "x.dcz", "--data", "digits", "--items", "60")
+    assert "as it is" in told.out
+    assert "warning: x.dcz: looked at as it is" in told.err
+    assert "is quantised already" in run("diagnose", "x.dcz", "--data", "digits", "--recipe", "ptq", code=2).err
+
+
+def test_a_page_of_a_diagnosis_is_replaced_with_force_alone(run, diagnosed, tmp_path):
+    args = (*diagnosed, "--recipe", "mine.toml", "--html", "x.html")
+    (tmp_path / "x.html").write_text("precious")
+    assert "exists already" in run(*args, code=1).err
+    assert (tmp_path / "x.html").read_text() == "precious"
+    run(*args, "--force")
+    assert "precious" not in (tmp_path / "x.html").read_text()
+    weights = (tmp_path / "w.safetensors").read_bytes()
+    assert "another name" in run(*args[:-1], "w.safetensors", "--force", code=2).err
+    assert (tmp_path / "w.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("w.safetensors", "--data", "digits"), 2, "--model"),
+        (("w.safetensors", "--model", "digits-cnn"), 2, "--data"),
+        (("w.safetensors", "--model", "digits-cnn", "--data", "nope"), 2, "nope"),
+        (("w.safetensors", "--model", "digits-cnn", "--data", "digits", "--recipe", "nope"), 2, "nope"),
+        (("w.safetensors", "--model", "digits-cnn", "--data", "digits", "--set", "nope.bits=2"), 2, "nope.bits"),
+        (("w.safetensors", "--model", "digits-cnn", "--data", "digits", "--set", "nope"), 2, "STEP.KEY=VALUE"),
+        (("w.safetensors", "--model", "digits-cnn", "--data", "digits", "--items", "0"), 2, "items = 0"),
+        (("w.safetensors", "--model", "lenet-5", "--data", "digits"), 1, "do not fit lenet-5"),
+        (("none.safetensors", "--model", "digits-cnn", "--data", "digits"), 1, "none.safetensors"),
+        (("none.dcz", "--data", "digits"), 1, "none.dcz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_diagnosed_is_said_in_one_line(run, diagnosed, tmp_path, args, code, words):
+    found = run("diagnose", *args, "--html", "x.html", code=code)
+    lines = [line for line in found.err.splitlines() if line.strip() and not line.startswith(("usage:", " "))]
+    assert len(lines) == 1
+    assert words in found.err
+    assert not found.out
+    assert {path.name for path in tmp_path.iterdir()} == {"w.safetensors", "mine.toml"}
+
+
+@pytest.mark.parametrize("where", ["diagnosis.flow.advise", "container.writer.move"])
+def test_a_stop_leaves_no_page(where, diagnosed, tmp_path):
+    module, _, name = where.rpartition(".")
+    code = f"""
+        import os, signal, sys
+        from deepcomp import cli
+        import deepcomp.{module} as module
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        def stop(*_, **__):
+            os.kill(os.getpid(), signal.SIGINT)
+        module.{name} = stop
+        sys.exit(cli.main([*{diagnosed!r}, "--recipe", "mine.toml", "--html", "x.html"]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "deepcomp: interrupted\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"w.safetensors", "mine.toml"}
+
+
 def test_demo_shows_accuracy_ratio_and_where_each_byte_goes(run, tmp_path):
     shown = run("demo", "-o", "out").out
     for word in ("lossless", "uniform", "deep-compression", "accuracy", "x smaller", "frame"):

@@ -100,7 +100,7 @@ def test_the_network_given_is_left_as_it_was(net, tmp_path):
 
 
 def test_weights_alone_without_example_input_and_the_reason_is_given(net, tmp_path):
-    with pytest.warns(UserWarning, match="no example input was given, so weights alone are stored") as caught:
+    with pytest.warns(UserWarning, match="weights alone are stored: no example input was given") as caught:
         report = deepcomp.compress(net, tmp_path / "x.dcz")
     assert [str(warning.message) for warning in caught] == report.warnings
     assert caught[0].filename == __file__
@@ -269,7 +269,7 @@ def test_a_network_broken_by_compression_is_written_and_said_to_be(metric, runna
         raise CaptureError("not today")
 
     if not runnable:
-        monkeypatch.setattr("deepcomp.pipeline.capture", capture)
+        monkeypatch.setattr("deepcomp.job.capture", capture)
     with pytest.warns(UserWarning) as caught:  # noqa: PT030 (all are compared below)
         report = deepcomp.compress(Brittle(), tmp_path / "x.dcz", recipe=pruning, data=labelled(metric))
     assert [str(warning.message) for warning in caught] == report.warnings

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepcomp.diagnosis import Diagnosis, Outcome
     from deepcomp.pipeline import Report
 
-__all__ = ["inspection", "printable", "report"]
+__all__ = ["counted", "decibels", "diagnosis", "inspection", "number", "printable", "report"]
 
 _MOST = 60  # tensors shown; of longer lists the largest
 _HEAD = ("tensor", "shape", "form", "density", "bits", "bytes", "where they go")
@@ -44,6 +48,69 @@ def inspection(found: dict[str, Any]) -> str:
     return "\n".join([*head, _tensors(found["tensors"], sum(found["frame"].values()))])
 
 
+def diagnosis(found: Diagnosis) -> str:
+    """What `diagnose` found, what to do about it at the end."""
+    recipe = "as it is" if found.recipe is None else f"recipe {printable(found.recipe)}"
+    metric = printable(found.metric)
+    lines = [f"{printable(found.input)}, {recipe}: {metric} on {found.items} items; {counted(found)}"]
+    if found.fp32:
+        table = [("in floating point", metric, "outputs moved by", "")]
+        table += [] if found.original is None else [("original", number(found, found.original), "", "")]
+        table += [
+            (printable(check.behind), number(found, check.value), f"{check.change:.1e}", "") for check in found.fp32
+        ]
+        lines += ["", *_aligned(table, texts=1)]
+    parts = [("nothing" if name == "fp32" else name, outcome) for name, outcome in found.parts.items()]
+    rows = [(name, *_outcome(found, outcome), "") for name, outcome in parts if outcome is not None]
+    lines += ["", *_aligned([("quantised", *_outcome(found), ""), *rows], texts=1)]
+    lines += ["", *_sweep(found), "", "what to try"]
+    for place, entry in enumerate(found.advice, 1):
+        lines += textwrap.wrap(
+            f"  {place}. {printable(entry.text, len(entry.text))}",
+            100,
+            subsequent_indent="     ",
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _sweep(found: Diagnosis) -> list[str]:
+    """The table of one quantiser at a time, with the channels of what it quantises."""
+    ranges = {(row.kind, row.name): row for row in found.channels}
+    table = [("one at a time", "bits", *_outcome(found), "widest channel", "bits used", "")]
+    for single in found.sweep[:_MOST]:
+        row = ranges.get((single.kind, single.name))
+        spread = "" if row is None else f"{row.spread:.1f}x"
+        used = "" if row is None or row.used is None else f"{row.used:.1f}"
+        name = f"{single.kind} {printable(single.name)}"
+        table.append((name, str(single.bits or ""), *_outcome(found, single.outcome), spread, used, ""))
+    more = len(found.sweep) - _MOST
+    return [*_aligned(table, texts=1), *([f"  {more} more, with less noise"] if more > 0 else [])]
+
+
+def _outcome(found: Diagnosis, outcome: Outcome | None = None) -> tuple[str, str, str]:
+    """What was measured, in three columns; their names if nothing is given."""
+    if outcome is None:
+        return printable(found.metric), "lost", "SNR, dB"
+    return number(found, outcome.value), number(found, outcome.drop), decibels(outcome)
+
+
+def counted(found: Diagnosis) -> str:
+    """Which losses count."""
+    error = " or twice its standard error" if found.metric == "accuracy" else ""
+    return f"a loss below {found.tolerance:.3g}{error} counts as none"
+
+
+def number(found: Diagnosis, value: float) -> str:
+    """A value of the metric of a diagnosis, or a loss."""
+    return f"{value:.2f}" if found.metric in ("accuracy", "perplexity") else f"{value:.4g}"
+
+
+def decibels(outcome: Outcome) -> str:
+    """A ratio of signal to noise, if there is noise."""
+    return "inf" if math.isinf(outcome.snr) else f"{outcome.snr:.1f}"
+
+
 def _tensors(rows: list[dict[str, Any]], frame: int) -> str:
     """The table of where each byte went; `frame` is what belongs to no tensor."""
     shown = rows if len(rows) <= _MOST else sorted(rows, key=lambda row: -row["bytes"])[:_MOST]
@@ -57,18 +124,24 @@ def _tensors(rows: list[dict[str, Any]], frame: int) -> str:
         rest = sum(row["bytes"] for row in rows) - sum(row["bytes"] for row in shown)
         table.append((f"{len(rows) - len(shown)} more", "", "", "", "", f"{rest:,}", ""))
     table.append(("frame", "", "", "", "", f"{frame:,}", "header, index with the graph, checksums"))
-    widths = [max(len(line[i]) for line in table) for i in range(6)]
+    return "\n".join(_aligned(table, texts=3))
+
+
+def _aligned(table: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """Rows as lines: so many columns of texts to the left, numbers to the right; the last as it comes."""
+    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]) - 1)]
     lines = []
-    for line in table:
-        left = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[3:6], widths[3:], strict=True)]
-        lines.append(("  " + "  ".join([*left, *right, line[6]])).rstrip())
-    return "\n".join(lines)
+    for row in table:
+        cells = list(zip(row[:-1], widths, strict=True))
+        left = [cell.ljust(width) for cell, width in cells[:texts]]
+        right = [cell.rjust(width) for cell, width in cells[texts:]]
+        lines.append(("  " + "  ".join([*left, *right, row[-1]])).rstrip())
+    return lines
 
 
-def printable(text: object) -> str:
-    """A name from a file, cut to 80 characters, with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))[:80]
+def printable(text: object, most: int = 80) -> str:
+    """A name from a file, cut to so many characters, with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))[:most]
 
 
 def _short(value: Any) -> str:
