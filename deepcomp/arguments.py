@@ -150,9 +150,12 @@ def _settings(sub: argparse.ArgumentParser) -> None:
 
 def _data(sub: argparse.ArgumentParser, required: bool = False) -> None:
     sub.add_argument(
-        "--data", metavar="SPEC", required=required, help="digits, mnist, cifar10, npz:FILE or package.module:callable"
+        "--data",
+        metavar="SPEC",
+        required=required,
+        help="digits, mnist, cifar10, wikitext2, npz:FILE or package.module:callable",
     )
-    sub.add_argument("--data-dir", metavar="DIR", help="where mnist and cifar10 are looked for first")
+    sub.add_argument("--data-dir", metavar="DIR", help="where mnist, cifar10 and wikitext2 are looked for first")
 
 
 def _max_bytes(sub: argparse.ArgumentParser) -> None:

@@ -259,11 +259,16 @@ class Network:
         InputError
             If the network does not run on it.
         """
+        module, wanted = self.interpreter(formed), list(values)
+        for inputs in self.inputs(what, samples, size):
+            yield from module.observe(wanted, **inputs)
+
+    def inputs(self, what: str, samples: int, size: int = 64) -> Iterator[dict[str, Tensor]]:
+        """Batches of calibration inputs by name; see `observe`."""
         if self.data is None:
             raise UsageError(f"{what}: needs data to calibrate on (--data)")
-        module, wanted = self.interpreter(formed), list(values)
         for inputs, _ in batches(self.data.train, size, draw(self.data.train, samples, self.seed)):
-            yield from module.observe(wanted, **self._named(inputs))
+            yield self._named(inputs)
 
     def _named(self, inputs: Inputs) -> dict[str, Tensor]:
         """Inputs by the names and in the types that the operations have for them."""

@@ -121,7 +121,7 @@ def compress(
     data : str or Data, optional
         For calibration, and to measure the quality before and after.
     data_dir : path-like, optional
-        Where `mnist` and `cifar10` are looked for first.
+        Where `mnist`, `cifar10` and `wikitext2` are looked for first.
     settings : dict, optional
         `{"step.key": value}`: settings in place of the recipe's.
     max_size : int or str, optional

@@ -26,8 +26,8 @@ BOOL, ROTATED, WORDS = 12, {0, 1, 2, 3, 18, 19}, [1] * 18 + [2, 2]  # words of a
 RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED = 1, 2, 3, 4, 5, 6
 TABLE_BYTES, WORD_TABLES = [1, 2, 4, 8, 4, 1], {1: 0, 2: 1, 4: 2, 8: 3}  # the type of a table of words, by their bytes
 GAPS = {134, *range(100, 128), *range(154, 160), *range(171, 176), *range(187, 192), 206, 207, *range(229, 240)}
-GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432)}
-OPERATIONS = {*range(461)} - GAPS
+GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432), *range(461, 464)}
+OPERATIONS = {*range(466)} - GAPS
 DICTIONARY = (
     b"num_batches_trackedrunning_varrunning_meanembeddings.position_embeddings.weighttoken_type_embeddingsencoder.la"
     b"yers.0.self_attn.in_proj_weightout_proj.biasattention.self.query.weightkey.value.output.dense.LayerNorm.weight"
@@ -274,10 +274,12 @@ def grid(part: Part, kind: int, shape: list[int], positions: list[int] | range) 
     need(1 <= group <= C and 0 <= size <= (J if axis >= 0 else 0) and (group == 1 or size == 0), "grid: blocks")
     blocks = 1 if axis < 0 else C * -(-J // size) if size else -(-C // group)
     zero_point = [2 ** (bits - 1) - 1] * len(scale) if symmetric else part.arrays[1]
-    need(table in (4, 5) and len(scale) == len(zero_point) == blocks, "grid: type of scale, or number of blocks")
+    need(table in (0, 4, 5) and len(scale) == len(zero_point) == blocks, "grid: type of scale, or number of blocks")
     need(max(zero_point) < 2**bits, "grid: a zero-point beyond the grid")
     if table == 5:
         scale = [word_of(math.ldexp(1, e - (e >> 7 << 8)), 0) for e in scale]
+    if table == 0:
+        scale = [word_of(math.ldexp(8 + b % 8, b // 8 - 34), 0) for b in scale]
     need(all(s >> 23 & 255 != 255 for s in scale), "grid: a scale that is not finite")
     values = []
     for q, position in zip(part.arrays[0], positions, strict=True):

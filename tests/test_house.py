@@ -15,27 +15,36 @@ PACKAGE = Path(deepcomp.__file__).parent
 # The rooms from the ground up, and what each may know of those below it. All may know the ground.
 GROUND = ("version", "errors", "jit", "wire", "sizes", "quantizer")
 MAY_IMPORT = {
-    **{room: set() for room in (*GROUND, "recipes", "entropy", "container", "model")},
+    **{room: set() for room in (*GROUND, "recipes", "entropy", "container", "model", "allocation")},
     "weights": {"entropy"},
     "calibration": {"weights"},
-    "runtime": {"model"},
+    "runtime": {"weights", "model"},
     "entry": {"weights"},
     "network": {"weights", "model", "entry", "runtime"},
     "loader": {"entropy", "weights", "model", "container", "entry", "runtime"},
     "report": {"weights", "container", "entry", "loader"},
     "training": {"weights", "model", "network", "container"},
-    "steps": {"weights", "model", "network", "training", "report", "runtime"},
+    "curvature": {"model", "network", "runtime"},
+    "steps": {"weights", "allocation", "calibration", "curvature", "model", "network", "training", "report", "runtime"},
     "recipe": {"steps"},
     "serializer": {"entropy", "weights", "model", "container", "entry", "network"},
     "verification": {"loader", "model"},
     "opening": {"entry", "loader", "model", "network"},
     "budget": {"container", "recipe", "report"},
+    "job": {"entry", "model", "network", "opening", "steps", "training"},
     "pipeline": {
-        *("budget", "container", "entry", "loader", "model", "network", "opening", "recipe", "report", "serializer"),
-        *("steps", "training"),
+        *("budget", "container", "job", "loader", "model", "network", "opening", "recipe", "report", "serializer"),
+        "training",
+    },
+    "diagnosis": {
+        *("calibration", "job", "loader", "model", "network", "opening", "recipe", "runtime", "steps", "weights"),
     },
     "demo": {"model", "pipeline", "verification"},
-    "cli": {"container", "demo", "loader", "model", "opening", "pipeline", "report", "verification"},
+    "arguments": set(),
+    "cli": {
+        *("arguments", "container", "demo", "diagnosis", "loader", "model", "opening", "pipeline", "report"),
+        "verification",
+    },
     "__init__": {"loader"},
     "__main__": {"cli"},
 }

@@ -136,6 +136,7 @@ RIGHT = {
     "a codebook": tensor("00 0102 02 88 0002 0201", f"0000 {ONE}"),
     "a grid of one block": grid("04 02 01 02 00 00"),
     "a grid of two blocks a channel": grid("04 02 00 02 04 00", scales=4),
+    "a grid whose scale is a byte": tensor("00 020203 05 8e 04 02 01 02 00 00 0002 00 01", "0000 7f"),
     "a grid with a zero-point": grid("04 00 01 02 00 00", "0003"),
     "an input that is the output": graph("01 0178 00 0102 00 00"),
 }

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from deepcomp.steps.absorb_bias import AbsorbBias
+from deepcomp.steps.adaround import AdaRound
+from deepcomp.steps.allocate import Allocate
+from deepcomp.steps.correct_bias import CorrectBias
 from deepcomp.steps.equalize import Equalize
 from deepcomp.steps.finetune import Finetune
 from deepcomp.steps.fold_bn import FoldBN
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.prune_filters import PruneFilters
 from deepcomp.steps.quantize import Quantize
+from deepcomp.steps.quantize_activations import QuantizeActivations
+from deepcomp.steps.quantize_feedback import QuantizeFeedback
 from deepcomp.steps.share import Share
+from deepcomp.steps.split_channels import SplitChannels
 from deepcomp.steps.step import Step
 from deepcomp.steps.store import Store
 
 __all__ = ["STEPS", "Step"]
 
 STEPS: dict[str, type[Step]] = {
-    step.do: step for step in (FoldBN, Equalize, AbsorbBias, Prune, PruneFilters, Finetune, Share, Quantize, Store)
+    step.do: step
+    for step in (
+        FoldBN,
+        Equalize,
+        AbsorbBias,
+        SplitChannels,
+        Prune,
+        PruneFilters,
+        Finetune,
+        Share,
+        Quantize,
+        Allocate,
+        CorrectBias,
+        AdaRound,
+        QuantizeFeedback,
+        QuantizeActivations,
+        Store,
+    )
 }

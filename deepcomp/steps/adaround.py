@@ -58,10 +58,10 @@ class AdaRound(Step):
     do: ClassVar[str] = "adaround"
 
     samples: int = 1024
-    rows: int = 16384
-    batch: int = 1024
+    rows: int = 32768
+    batch: int = 512
     iterations: int = 1000
-    rate: float = 0.01
+    rate: float = 0.1
     regularizer: float = 0.01
 
     def __post_init__(self) -> None:

@@ -127,7 +127,8 @@ def _expected(net: Network, layers: Layers, found: Sequence[Layer]) -> tuple[dic
             skipped[layer.weight] = str(mean)
             continue
         change = net.forms[layer.weight].dense().float() - net.tensors[layer.weight].detach().float()
-        rows = patches(layers.graph.nodes[layer.place], layer, mean[:1])
+        read = mean[:1] if layer.shape[2:] else mean  # one image is as good as the batch
+        rows = patches(layers.graph.nodes[layer.place], layer, read)
         shifts[layer.place] = product(layer, rows.mean(0, keepdim=True), change)[0]
     return shifts, skipped
 

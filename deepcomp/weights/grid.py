@@ -17,6 +17,8 @@ from deepcomp.weights.ranges import RANGES, Values, range_of
 
 __all__ = ["Grid", "check"]
 
+_SHORT_BIAS = 30  # of the exponents of short floats: from 2^-31 to below 2
+
 
 class Grid(Form):
     """A weight on a uniform grid, one scale and zero-point a block, ties rounded up.
@@ -221,16 +223,22 @@ def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _pack_scale(scale: np.ndarray) -> np.ndarray:
-    """Scales as float32, or as int8 exponents where all are powers of two."""
+    """Scales in the narrowest type that holds them all: exponents of powers of two, short floats, or float32."""
     mantissa, exponent = np.frexp(scale)
     if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
         return np.asarray(exponent - 1, np.int8)
+    places = (exponent + _SHORT_BIAS) * 8 + (mantissa * 16 - 8)  # whole where four bits of the mantissa are all
+    if np.all(places == np.floor(places)) and np.all((places >= 0) & (places < 256)):
+        return np.asarray(places, np.uint8)
     return np.asarray(scale, "<f4")
 
 
 def _unpack_scale(table: np.ndarray) -> np.ndarray:
     if table.dtype == np.int8:
         return np.asarray(np.ldexp(np.float32(1), table.astype(np.int32)), np.float32)
-    expect(table.dtype == np.dtype("<f4"), f"scales of type {table.dtype}, float32 or int8 expected")
+    if table.dtype == np.uint8:
+        exponent = table.astype(np.int32) // 8 - _SHORT_BIAS - 4
+        return np.asarray(np.ldexp(np.float32(8) + table % 8, exponent), np.float32)
+    expect(table.dtype == np.dtype("<f4"), f"scales of type {table.dtype}, float32, uint8 or int8 expected")
     expect(bool(np.isfinite(table).all()), "a scale that is not a finite number")
     return table.astype(np.float32)

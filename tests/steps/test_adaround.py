@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from nets import every, network
 from torch import Tensor, nn
 
+import deepcomp
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data, Pairs
 from deepcomp.network import Network
+from deepcomp.recipe import Recipe
 from deepcomp.steps.adaround import AdaRound
 from deepcomp.steps.correct_bias import CorrectBias
 from deepcomp.steps.fold_bn import FoldBN
@@ -187,6 +190,23 @@ def test_the_same_seed_gives_the_same_weights(randn: Any) -> None:
         found.append(torch.cat([grid(net, name).integers().reshape(-1) for name in net.forms]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_the_file_holds_what_was_learnt(tmp_path: Path) -> None:
+    recipe = tmp_path / "rounded.toml"
+    settings = "\n".join(f"{key} = {value}" for key, value in QUICK.items())
+    steps = {"fold-bn": "", "quantize": "bits = 3", "adaround": settings, "correct-bias": ""}
+    recipe.write_text("\n".join(f'[[step]]\ndo = "{do}"\n{settings}' for do, settings in steps.items()))
+    module, x = every()["digits-cnn"]
+    net = network(module, x)
+    net.data = Data(Pairs(torch.randn(64, *x.shape[1:]), torch.zeros(64)))
+    for name in ("a.dcz", "b.dcz"):
+        deepcomp.compress(module, tmp_path / name, recipe=recipe, data=net.data)
+    assert (tmp_path / "a.dcz").read_bytes() == (tmp_path / "b.dcz").read_bytes()
+    for step in Recipe.load(recipe, data=True).steps:
+        step.run(net)
+    found = deepcomp.load_state_dict(tmp_path / "a.dcz")
+    assert all(torch.equal(found[name], form.dense()) for name, form in net.forms.items())
 
 
 def test_a_layer_that_is_no_better_stays_as_it_was(randn: Any) -> None:

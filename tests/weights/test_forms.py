@@ -128,6 +128,18 @@ def test_power_of_two_scales_are_powers_of_two_and_cover_the_range():
     assert grid.pack().tables["scale"].dtype == np.int8
 
 
+def test_scales_of_four_significant_bits_take_a_byte():
+    every = np.ldexp(np.float32(8) + np.arange(256) % 8, np.arange(256) // 8 - 34).astype(np.float32)
+    weight = torch.from_numpy(every)[:, None] * torch.tensor([1.0, -3.0, 0.0])
+    grid = Grid(weight, torch.from_numpy(every), torch.full((256,), 3.0), 3, True, Blocks((256, 3), 0))
+    assert grid.pack().tables["scale"].tolist() == list(range(256))
+    assert grid.pack().tables["scale"].dtype == np.uint8
+    assert torch.equal(round_trip(grid).dense(), weight)
+    for scale in (every[0] / 2, every[-1] * 17 / 15, np.float32(17 / 16)):
+        grid.scale.data[0] = float(scale)
+        assert grid.pack().tables["scale"].dtype == np.float32
+
+
 def test_grid_gradients_are_those_of_the_paper():
     weight = torch.tensor([[0.3, -0.76, 5.0, -5.0]])
     grid = Grid(weight, torch.tensor([0.5]), torch.tensor([4.0]), 3, False, Blocks((1, 4), 0))

@@ -1,0 +1,107 @@
+"""The Fisher information of weights: squared gradients, with labels drawn from the network itself.
+
+KL(p ‖ p̂) of the outputs before and after a small change δ of the weights is ½ δᵀ F δ, with F = E[g gᵀ] over inputs
+and labels y ~ p, and g = ∂(−log p(y))/∂w: no labels are needed (Martens 2020, §5). Labels are drawn each for
+itself, so the squared gradient of a whole batch is on average the sum of those of its items, and one backward pass
+a batch is enough.
+
+Of F two factors are kept: F ≈ diag(rows) ⊗ columns / tr(columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepcomp.curvature.matrix import Matrix
+from deepcomp.errors import InputError
+from deepcomp.model.data import METRICS
+from deepcomp.model.evaluate import call
+from deepcomp.network import Network
+from deepcomp.runtime.interpreter import Interpreter
+
+__all__ = ["Fisher", "fisher"]
+
+_SIZE = 8  # items a batch: few, as each batch is one sample of the squares
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Of a weight as a `Matrix`, an item.
+
+    Attributes
+    ----------
+    rows : float64 tensor, shape (groups, rows)
+        E ‖g‖² of each row.
+    columns : float64 tensor, shape (groups, columns, columns), optional
+        E gᵀg, g being all rows of a group.
+    """
+
+    rows: Tensor
+    columns: Tensor | None = None
+
+    def __add__(self, other: Fisher) -> Fisher:
+        columns = None if self.columns is None or other.columns is None else self.columns + other.columns
+        return Fisher(self.rows + other.rows, columns)
+
+    def __mul__(self, factor: float) -> Fisher:
+        return Fisher(self.rows * factor, None if self.columns is None else self.columns * factor)
+
+
+def fisher(net: Network, what: str, module: Interpreter, matrices: Sequence[Matrix], samples: int) -> dict[str, Fisher]:
+    """The Fisher information of some weights.
+
+    Where the metric is no accuracy or perplexity, outputs count as the means of Gaussians of variance 1: KL is then
+    half their squared change.
+
+    Parameters
+    ----------
+    net : Network
+        Whose data are used.
+    what : str
+        Who asks, for errors.
+    module : Interpreter
+        The network with the weights as they are to be judged; left without gradients.
+    matrices : sequence of Matrix
+        The weights; those that no layer alone reads with get both factors.
+    samples : int
+        Training items.
+
+    Raises
+    ------
+    UsageError
+        If there is no data.
+    InputError
+        If a gradient is not finite, naming the weight; or the network does not run on the data.
+    """
+    module.requires_grad_(False)
+    weights = [module.get_parameter(matrix.name).requires_grad_() for matrix in matrices]
+    generator = torch.Generator().manual_seed(net.seed)
+    items, sums = 0, dict[str, Fisher]()
+    for inputs in net.inputs(what, samples, _SIZE):
+        items += len(next(iter(inputs.values())))
+        loss = _loss(call(module, inputs), net.data is not None and net.data.metric in METRICS, generator)
+        slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+        for matrix, weight, slope in zip(matrices, weights, slopes, strict=True):
+            g = matrix.blocks(torch.zeros_like(weight) if slope is None else slope).float()
+            columns = (g.mT @ g).double() if matrix.layer is None else None
+            here, name = Fisher(g.square().sum(2).double(), columns), matrix.name
+            sums[name] = sums[name] + here if name in sums else here
+    for name, found in sums.items():
+        if not found.rows.isfinite().all():
+            raise InputError(f"{name}: its gradients on the calibration data are not all finite")
+    module.requires_grad_(False)
+    return {name: found * (1 / items) for name, found in sums.items()}
+
+
+def _loss(outputs: Tensor, labels: bool, generator: torch.Generator) -> Tensor:
+    """−log p of an output drawn from the network's own distribution, added up over all items and positions."""
+    if not labels:
+        return (outputs * torch.randn(outputs.shape, generator=generator)).sum()
+    logits = outputs.flatten(0, -2)
+    drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits, drawn, reduction="sum")

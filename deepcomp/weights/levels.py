@@ -1,0 +1,77 @@
+"""The levels of a grid as rounding with feedback needs them, and grids without a number of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deepcomp.quantizer import SMALLEST_SCALE, Quantizer
+from deepcomp.weights.blocks import Blocks
+from deepcomp.weights.grid import Grid
+
+__all__ = ["Levels", "fine_grid"]
+
+_BITS = 16
+_SIGNIFICANT = 16  # scales have four significant bits: a finer choice gains nothing, and the file stores them in a byte
+
+
+class Levels:
+    """The levels scale·q, lowest ≤ q ≤ highest, that a grid has for each weight.
+
+    Parameters
+    ----------
+    grid : Grid
+    layout : callable
+        Lays out a tensor of the weight's shape as it is rounded.
+
+    Attributes
+    ----------
+    scale, lowest, highest : float64 tensors in that layout
+    """
+
+    def __init__(self, grid: Grid, layout: Callable[[Tensor], Tensor]) -> None:
+        def spread(values: Tensor) -> Tensor:
+            return layout(grid.blocks.spread(values.detach()).expand(grid.blocks.shape)).double()
+
+        quantizer = Quantizer(grid.bits, grid.symmetric)
+        self._grid = grid
+        self.scale, zero_point = spread(grid.scale), spread(quantizer.whole(grid.zero_point))
+        self.lowest, self.highest = -zero_point, quantizer.top - zero_point
+
+    def grid(self, q: Tensor) -> Grid:
+        """The grid with other integers, given in the weight's shape; of no more bits than a fine one needs for them."""
+        old, bits = self._grid, self._grid.bits
+        scale, zero_point = old.scale.detach(), old.zero_point.detach()
+        values = (q * old.blocks.spread(scale.double())).float()
+        if bits == _BITS:
+            bits = max(2, int(q.abs().max()).bit_length() + 1)
+            zero_point = torch.full_like(zero_point, Quantizer(bits, True).top // 2)
+        held = values if old.at is None else values.reshape(-1)[old.at]
+        return Grid(held, scale, zero_point, bits, old.symmetric, old.blocks, old.at, old.dtype)
+
+
+def fine_grid(weight: Tensor, steps: Tensor, axis: int, at: Tensor | None = None) -> Grid:
+    """A grid with integers for everything: its scales say how fine it is.
+
+    Parameters
+    ----------
+    weight : Tensor
+    steps : float64 tensor, shape (channels,)
+        Of each channel along `axis`; larger than 0, maybe infinite. They are brought to four significant bits.
+    axis : int
+    at : int64 tensor, optional
+        Flat positions of the weights that may be other than zero.
+    """
+    blocks, quantizer = Blocks(tuple(weight.shape), axis), Quantizer(_BITS, symmetric=True)
+    largest = float(weight.abs().max()) or 1.0
+    scale = _short(steps.clamp(largest / (quantizer.top // 4), 4 * largest).float()).clamp_min(SMALLEST_SCALE)
+    values = weight.float() if at is None else weight.float().reshape(-1)[at]
+    return Grid(values, scale, torch.full_like(scale, quantizer.top // 2), _BITS, True, blocks, at, weight.dtype)
+
+
+def _short(numbers: Tensor) -> Tensor:
+    """The nearest numbers of four significant bits."""
+    mantissa, exponent = torch.frexp(numbers)
+    return torch.ldexp((mantissa * _SIGNIFICANT).round() / _SIGNIFICANT, exponent)
