@@ -82,16 +82,18 @@ def classifier(items=256):
     return net, x
 
 
-def information(net, samples=256):
+def information(net, samples=256, temperature=1.0):
     matrices = [Matrix.of(net.layers("test"), name, weight) for name, weight in net.weights()]
-    return fisher(net, "test", net.interpreter(), matrices, samples)
+    return fisher(net, "test", net.interpreter(), matrices, samples, temperature)
 
 
-def test_fisher_information_of_a_classifier():
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_fisher_information_of_a_classifier(temperature):
     net, x = classifier(2048)
-    p = net.module(x).softmax(1)
+    p = (net.module(x) / temperature).softmax(1)
     wanted = (p * (1 - p) * x.square().sum(1, keepdim=True)).mean(0).double()
-    torch.testing.assert_close(information(net, 2048)["0.weight"].rows[0], wanted, rtol=0.2, atol=0.01)
+    found = information(net, 2048, temperature)["0.weight"].rows[0]
+    torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.01)
     assert torch.equal(information(net)["0.weight"].rows, information(net)["0.weight"].rows)
 
 
