@@ -3,9 +3,9 @@
 KL(p ‖ p̂) of the outputs before and after a small change δ of the weights is ½ δᵀ F δ, with F = E[Jᵀ (diag(p) − p pᵀ) J]
 over inputs, J being the derivatives of the logits: no labels are needed (Martens 2020, §5). With random signs r and
 u = √p ⊙ r − p (√p · r), E[u uᵀ] = diag(p) − p pᵀ; so the squared gradient of z · u, with u held still, is an
-unbiased sample of F. Drawing labels from p would be another one, but where p is sure of itself it is nearly always zero and
-then far off. Signs are drawn each for itself, so the squared gradient of a whole batch is on average the sum of
-those of its items, and one backward pass a batch is enough.
+unbiased sample of F. Drawing labels from p would be another one, but where p is sure of itself that is nearly always
+zero, and else far off. Signs are drawn each for itself, so the squared gradient of a whole batch is on average the sum
+of those of its items, and one backward pass a batch is enough.
 
 Of F two factors are kept: F ≈ diag(rows) ⊗ columns / tr(columns).
 """
