@@ -72,8 +72,8 @@ class AdaQuant(Step):
     batch: int = 512
     iterations: int = 1000
     weights: float = 0.01
-    ranges: float = 0.001
-    inputs: float = 0.001
+    ranges: float = 0.003
+    inputs: float = 0.01
     biases: float = 0.01
     sequential: bool = True
     held_out: float = 0.125

@@ -10,7 +10,7 @@ from steps.nets import network
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepcomp.curvature import Matrix, Moments, alongside, damped, fisher
+from deepcomp.curvature import Matrix, Moments, alongside, damped, divergence, fisher
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data
 from deepcomp.model.patches import patches, product
@@ -144,3 +144,14 @@ def test_weights_changed_meanwhile_are_used_from_then_on():
         if len(seen) == 2:
             second.get_parameter("1.weight").data.mul_(2)
     assert seen == [(values[0], [True, True]), (values[1], [True, True]), (values[2], [False, False])]
+
+
+@pytest.mark.parametrize(("shape", "moved"), [((9, 10), 0.1), ((2, 5, 40_000), 0.01), ((3, 70_000), 1e-4)])
+def test_divergence_is_that_of_all_positions_together(shape, moved):
+    before = 3 * torch.randn(shape)
+    after = before + moved * torch.randn(shape)
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    wanted = float((p.exp() * (p - q)).sum())
+    assert divergence(before, after, True) == pytest.approx(wanted, rel=0.01, abs=1e-6)
+    assert divergence(before, before, True) == 0
+    assert divergence(before, after, False) == pytest.approx(float((after.double() - before).square().sum()) / 2)
