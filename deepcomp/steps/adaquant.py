@@ -71,7 +71,7 @@ class AdaQuant(Step):
     rows: int = 32768
     batch: int = 512
     iterations: int = 1000
-    weights: float = 0.01
+    weights: float = 0.005
     ranges: float = 0.003
     inputs: float = 0.01
     biases: float = 0.01
