@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from peers import load_nncodec, nncodec
 from subjects import SUBJECTS, Subject, score
 from timing import check, finish, heading, machine, show, table
@@ -141,14 +142,17 @@ def _draw(bench: Bench, curves: dict[str, list[Point]], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for (name, points), mark in zip(curves.items(), "os^Dv*x", strict=False):
-        shown = [p for p in points if bench.loss(p) <= SHOWN]
+        shown = sorted((p for p in points if bench.loss(p) <= SHOWN), key=lambda p: p.size)
         axes.plot([p.size for p in shown], [p.quality for p in shown], mark + "-", ms=4, lw=1, label=name)
     axes.axhline(bench.float, color="grey", lw=0.8, ls="--", label="fp32")
     axes.set_xscale("log")
-    axes.set_xlabel("bytes of the file")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("file, kB")
     axes.set_ylabel("accuracy, %" if bench.images else "perplexity")
     axes.set_title(f"{bench.subject.title}, without training")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, metadata={"Date": None})
