@@ -21,10 +21,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from peers import load_nncodec, nncodec
-from subjects import SUBJECTS, Subject, score
+from subjects import SUBJECTS, Subject, score, through
 from timing import check, finish, heading, machine, show, table
 
 import deepcomp
+from deepcomp.steps import STEPS
 
 FOLD = '[[step]]\ndo = "fold-bn"\n'
 HALVES = '[[step]]\ndo = "store"\ndtype = "float16"\nvectors = true\n'
@@ -91,11 +92,11 @@ class Bench:
         return str(path)
 
     def peer(self, coder: Any) -> Iterator[Point]:
-        """The points of NNCodec; batch norms folded where their names say to which layer they belong."""
-        net = self.subject.network()
+        """The points of NNCodec, batch norms folded: by itself where names tell it their layers, else as we do."""
+        folds = self.subject.model == "resnet20"
+        net = through(self.subject, None, [] if folds else [STEPS["fold-bn"]()])
         own = {name: tensor.detach() for name, tensor in net.tensors.items() if name not in net.tied}
         own = {name: tensor.float().clone() for name, tensor in own.items() if tensor.is_floating_point()}
-        folds = self.subject.model == "resnet20"
         for qp, rdo in NNCODEC:
             size, found = nncodec(coder, dict(own), qp=qp, nonweight_qp=-40, lambda_scale=rdo, bnf=folds)
             back = {name: torch.from_numpy(np.asarray(found[name])).reshape(own[name].shape) for name in own}
