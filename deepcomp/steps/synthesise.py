@@ -1,0 +1,143 @@
+"""Calibration and training inputs that nobody took: they are made of batch norm statistics (Cai et al. 2020, ZeroQ)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deepcomp.errors import UsageError
+from deepcomp.model.data import Data
+from deepcomp.network import Network
+from deepcomp.steps.step import Step
+from deepcomp.synthesis import Descent, Watched, distil, generate, noise
+
+__all__ = ["Synthesise"]
+
+_RATES = {"inputs": 0.1, "generator": 0.001}
+
+
+@dataclass
+class Synthesise(Step):
+    """Give all later steps synthetic inputs in place of data: nothing real is read, whether or not there is any.
+
+    A batch norm remembers the mean and the spread that each of its channels had in training. Inputs are made with
+    which it reads that again: see `synthesis`. The network itself stays as it is to the bit.
+
+    Where the network's leading output is a matrix, (batch, classes), it is taken for a classifier: targets are then the
+    classes it gives, and the metric by which later steps judge is how often its own answers are given again. Otherwise
+    targets are its outputs, and there is no metric.
+
+    Put this step first: batch norms must still be there, and weights what they were trained to be. Of these, `layers`
+    and `skip` choose which count.
+
+    Attributes
+    ----------
+    by : {"inputs", "generator"}
+        Whether the inputs themselves are optimised, from Gaussian noise, or a generator network that makes images
+        (Xu et al. 2020, GDFQ).
+    samples : int
+        Inputs to make.
+    batch : int
+        Those whose statistics are matched together.
+    iterations : int
+        Of Adam, for each batch or for the generator; 0 leaves the noise as it is.
+    rate : float, optional
+        Its learning rate, which falls to zero along half a cosine. If not given, 0.1 for inputs and 0.001 for a
+        generator.
+    classifier : bool
+        Whether an output (batch, classes) holds logits of classes.
+    device : str
+        `cpu`, `cuda`, or any other device torch knows.
+    """
+
+    do: ClassVar[str] = "synthesise"
+    gives_data: ClassVar[bool] = True
+
+    by: str = "inputs"
+    samples: int = 512
+    batch: int = 64
+    iterations: int = 200
+    rate: float | None = None
+    classifier: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.by not in _RATES:
+            raise UsageError(f"{self.do}.by = {self.by!r}: {' or '.join(_RATES)} expected")
+        for key, least in (("samples", 2), ("batch", 2), ("iterations", 0)):
+            if getattr(self, key) < least:
+                raise UsageError(f"{self.do}.{key} = {getattr(self, key)}: {least} or more expected")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError(f"{self.do}.rate = {self.rate}: more than 0 expected")
+
+    def run(self, net: Network) -> dict[str, Any]:
+        if net.forms:
+            raise UsageError(f"{self.do}: {next(iter(net.forms))} has a form already: inputs are made before that")
+        watched = self._moved(Watched(net, self.do, net.names(self.layers, self.skip)))
+        assert net.captured is not None
+        plain = noise(self.do, net.captured.graph.inputs, self.samples, torch.Generator().manual_seed(net.seed))
+        outputs, before = watched.judge(plain, self.batch)
+        classes = outputs.shape[1] if self.classifier and outputs.ndim == 2 and outputs.shape[1] > 1 else 0
+        slot = net.checkpoints.slot(self._identity(net)) if net.checkpoints is not None else None
+        made = slot.load() if slot is not None else None
+        if made is None:
+            made = self._make(net, watched, plain, classes)
+            if slot is not None:
+                slot.save(made, finished=True)
+        outputs, after = watched.judge(made["inputs"], self.batch)
+        given = net.data is not None
+        net.data = _data(made["inputs"], outputs, classes)
+        return {
+            "by": self.by,
+            "samples": self.samples,
+            "real_inputs": 0,
+            "data": "given; no step from here on reads any of it" if given else "none given",
+            "batch_norms": len(watched.norms),
+            "classes": classes,
+            "mismatch": {"noise": before, "made": after},
+            **made["said"],
+        }
+
+    def _make(self, net: Network, watched: Watched, plain: Mapping[str, Tensor], classes: int) -> dict[str, Any]:
+        """The inputs by name, and what the report says of them."""
+        rate = self.rate or _RATES[self.by]
+        if self.by == "inputs":
+            descent = Descent(self.do, self.iterations, rate, progress=net.progress)
+            return {"inputs": distil(watched, plain, self.batch, descent), "said": {}}
+        descent = Descent(self.do, self.iterations, rate, (0.5, 0.999), net.progress)
+        random = torch.Generator().manual_seed(net.seed)
+        images, entropy = generate(watched, plain, classes, self.batch, descent, random)
+        return {"inputs": images, "said": {"cross_entropy": entropy}}
+
+    def _moved(self, watched: Watched) -> Watched:
+        try:
+            return watched.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise UsageError(f"{self.do}.device = {self.device!r}: {' '.join(str(error).split())}") from None
+
+    def _identity(self, net: Network) -> str:
+        """Says which inputs these are: everything they depend on."""
+        assert net.captured is not None
+        digest = hashlib.sha256(net.captured.graph.to_bytes())
+        for name in net.captured.names:
+            tensor = net.tensors[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return f"{self} {net.seed} {digest.hexdigest()}"
+
+
+def _data(inputs: Mapping[str, Tensor], outputs: Tensor, classes: int) -> Data:
+    """Inputs, and what the network says of them, in the place of data."""
+    alone = next(iter(inputs.values())) if len(inputs) == 1 else None
+    targets = outputs.argmax(1) if classes else outputs
+    items = [
+        ({name: tensor[place] for name, tensor in inputs.items()} if alone is None else alone[place], target)
+        for place, target in enumerate(targets)
+    ]
+    return Data(items, items, "accuracy") if classes else Data(items)
