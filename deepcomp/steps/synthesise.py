@@ -19,7 +19,7 @@ from deepcomp.synthesis import Descent, Watched, distil, generate, noise
 
 __all__ = ["Synthesise"]
 
-_RATES = {"inputs": 0.1, "generator": 0.001}
+_EFFORT = {"inputs": (100, 0.2), "generator": (500, 0.01)}  # iterations and rate
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Synthesise(Step):
         Inputs to make.
     batch : int
         Those whose statistics are matched together.
-    iterations : int
-        Of Adam, for each batch or for the generator; 0 leaves the noise as it is.
+    iterations : int, optional
+        Of Adam; 0 leaves the noise as it is. If not given, 100 for each batch of inputs and 500 for a generator.
     rate : float, optional
-        Its learning rate, which falls to zero along half a cosine. If not given, 0.1 for inputs and 0.001 for a
-        generator.
+        Its learning rate, which falls to zero along half a cosine. If not given, 0.2 for inputs, where it is in units
+        of the noise, and 0.01 for a generator.
     classifier : bool
         Whether an output (batch, classes) holds logits of classes.
     device : str
@@ -62,17 +62,18 @@ class Synthesise(Step):
     by: str = "inputs"
     samples: int = 512
     batch: int = 64
-    iterations: int = 200
+    iterations: int | None = None
     rate: float | None = None
     classifier: bool = True
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.by not in _RATES:
-            raise UsageError(f"{self.do}.by = {self.by!r}: {' or '.join(_RATES)} expected")
+        if self.by not in _EFFORT:
+            raise UsageError(f"{self.do}.by = {self.by!r}: {' or '.join(_EFFORT)} expected")
         for key, least in (("samples", 2), ("batch", 2), ("iterations", 0)):
-            if getattr(self, key) < least:
-                raise UsageError(f"{self.do}.{key} = {getattr(self, key)}: {least} or more expected")
+            found = getattr(self, key)
+            if found is not None and found < least:
+                raise UsageError(f"{self.do}.{key} = {found}: {least} or more expected")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"{self.do}.rate = {self.rate}: more than 0 expected")
 
@@ -106,11 +107,15 @@ class Synthesise(Step):
 
     def _make(self, net: Network, watched: Watched, plain: Mapping[str, Tensor], classes: int) -> dict[str, Any]:
         """The inputs by name, and what the report says of them."""
-        rate = self.rate or _RATES[self.by]
+        iterations, rate = _EFFORT[self.by]
+        descent = Descent(
+            self.do,
+            iterations if self.iterations is None else self.iterations,
+            rate if self.rate is None else self.rate,
+            progress=net.progress,
+        )
         if self.by == "inputs":
-            descent = Descent(self.do, self.iterations, rate, progress=net.progress)
             return {"inputs": distil(watched, plain, self.batch, descent), "said": {}}
-        descent = Descent(self.do, self.iterations, rate, (0.5, 0.999), net.progress)
         random = torch.Generator().manual_seed(net.seed)
         images, entropy = generate(watched, plain, classes, self.batch, descent, random)
         return {"inputs": images, "said": {"cross_entropy": entropy}}

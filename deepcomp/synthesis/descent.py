@@ -25,8 +25,6 @@ class Descent:
     iterations : int
     rate : float
         Learning rate at the start.
-    betas : pair of float
-        Of Adam's running averages.
     progress : callable, optional
         Called as `progress(what, done, total)`.
     """
@@ -34,7 +32,6 @@ class Descent:
     what: str
     iterations: int
     rate: float
-    betas: tuple[float, float] = (0.9, 0.999)
     progress: Callable[[str, int, int], None] | None = None
 
     @torch.enable_grad()
@@ -55,7 +52,7 @@ class Descent:
         InputError
             If the loss is not finite.
         """
-        optimiser = torch.optim.Adam(list(learnt), self.rate, self.betas)
+        optimiser = torch.optim.Adam(list(learnt), self.rate)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(self.iterations, 1))
         for iteration in range(self.iterations):
             optimiser.zero_grad()
