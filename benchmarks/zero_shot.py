@@ -1,8 +1,9 @@
 """Synthetic inputs beside real ones to calibrate on: `benchmarks/zero_shot.py [NETWORK …]`.
 
-Weights and activations go through the recipe `zero-shot` behind its first step, on 512 real images, on distilled inputs (Cai
-et al. 2020, ZeroQ), on images of a generator (Xu et al. 2020, GDFQ), and on Gaussian noise. Figures are of the whole
-test set, which nothing is chosen on, and means over draws of real images and of noise, with the least and the greatest.
+Weights and activations go through what the recipe `zero-shot` does behind its first step, on 512 real images, on
+distilled inputs (Cai et al. 2020, ZeroQ), on images of a generator (Xu et al. 2020, GDFQ), and on Gaussian noise.
+Figures are of the whole test set, which nothing is chosen on, and means over draws of real images or of noise, with the
+least and the greatest.
 """
 
 from __future__ import annotations
