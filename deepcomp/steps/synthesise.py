@@ -101,7 +101,8 @@ class Synthesise(Step):
             "data": "given; no step from here on reads any of it" if given else "none given",
             "batch_norms": len(watched.norms),
             "classes": classes,
-            "mismatch": {"noise": before, "made": after},
+            "mismatch_of_noise": before,
+            "mismatch": after,
             **made["said"],
         }
 
@@ -118,7 +119,7 @@ class Synthesise(Step):
             return {"inputs": distil(watched, plain, self.batch, descent), "said": {}}
         random = torch.Generator().manual_seed(net.seed)
         images, entropy = generate(watched, plain, classes, self.batch, descent, random)
-        return {"inputs": images, "said": {"cross_entropy": entropy}}
+        return {"inputs": images, "said": {f"cross_entropy_{when}": value for when, value in entropy.items()}}
 
     def _moved(self, watched: Watched) -> Watched:
         try:

@@ -92,7 +92,8 @@ def test_the_same_seed_gives_the_same_inputs(net: Network, by: str) -> None:
 def test_the_report_says_what_was_read(net: Network, by: str) -> None:
     said = Synthesise(by=by, **FAST).run(net)
     assert (said["real_inputs"], said["data"], said["batch_norms"], said["classes"]) == (0, "none given", 2, 5)
-    assert said["mismatch"]["made"] < said["mismatch"]["noise"]
+    assert said["mismatch"] < said["mismatch_of_noise"]
+    assert ("cross_entropy_after" in said) == (by == "generator")
     net.data = Data(Forbidden())
     assert "no step from here on reads any of it" in Synthesise(by=by, **FAST).run(net)["data"]
 
