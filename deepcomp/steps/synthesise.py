@@ -85,12 +85,7 @@ class Synthesise(Step):
         plain = noise(self.do, net.captured.graph.inputs, self.samples, torch.Generator().manual_seed(net.seed))
         outputs, before = watched.judge(plain, self.batch)
         classes = outputs.shape[1] if self.classifier and outputs.ndim == 2 and outputs.shape[1] > 1 else 0
-        slot = net.checkpoints.slot(self._identity(net)) if net.checkpoints is not None else None
-        made = slot.load() if slot is not None else None
-        if made is None:
-            made = self._make(net, watched, plain, classes)
-            if slot is not None:
-                slot.save(made, finished=True)
+        made = self._kept(net, watched, plain, classes)
         outputs, after = watched.judge(made["inputs"], self.batch)
         given = net.data is not None
         net.data = _data(made["inputs"], outputs, classes)
@@ -105,6 +100,17 @@ class Synthesise(Step):
             "mismatch": after,
             **made["said"],
         }
+
+    def _kept(self, net: Network, watched: Watched, plain: Mapping[str, Tensor], classes: int) -> dict[str, Any]:
+        """What `_make` gives, made once for all runs of a recipe that ask for the same."""
+        if net.checkpoints is None:
+            return self._make(net, watched, plain, classes)
+        slot = net.checkpoints.slot(self._identity(net))
+        made = slot.load()
+        if made is None:
+            made = self._make(net, watched, plain, classes)
+            slot.save(made, finished=True)
+        return made
 
     def _make(self, net: Network, watched: Watched, plain: Mapping[str, Tensor], classes: int) -> dict[str, Any]:
         """The inputs by name, and what the report says of them."""
