@@ -15,6 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcomp.allocation.highs import quiet
+
 __all__ = ["Choice", "Infeasible", "cheapest", "mildest"]
 
 _SCALE = 1e6  # of the largest number in what is made least: the solver stops within 1e-6 of the best
@@ -108,9 +110,10 @@ class _Programme:
         while True:
             within = LinearConstraint(more[None] / unit, -np.inf, max(budget - nearest - margin, 0.0) / unit)
             rules = [LinearConstraint(each, 1, 1), within]
-            answer = milp(
-                self._objective(wanted), integrality=whole, bounds=Bounds(0, 1), constraints=rules, options=_EXACT
-            )
+            with quiet():
+                answer = milp(
+                    self._objective(wanted), integrality=whole, bounds=Bounds(0, 1), constraints=rules, options=_EXACT
+                )
             assert answer.x is not None, answer.message
             taken = answer.x > 0.5
             over = math.fsum(cost[taken]) - budget
