@@ -18,7 +18,7 @@ from deepcomp.training.loop import split
 from deepcomp.training.trainee import Trainee
 from deepcomp.weights import Codebook, Mask
 
-QUICK = Plan(epochs=3, batch=32, rate=0.05)
+QUICK = Plan(epochs=3, batch=32, rate=0.05, choose="last")
 
 
 class Recurrent(nn.Module):
