@@ -202,9 +202,9 @@ class Interpreter(nn.Module):
             run.forget(spent)
         program.remember(run.key)
 
-    def substitute(self, calls: Mapping[int, Callable[..., Any]]) -> None:
-        """Let something else run from now on in the place of some nodes, called with the same arguments."""
-        self._dcz.own.update(calls)
+    def substitute(self, place: int, call: Callable[..., Any]) -> None:
+        """Let something else run in the place of a node from now on, called with the same arguments."""
+        self._dcz.own[place] = call
 
     def extra_repr(self) -> str:
         """The inputs and the number of operations."""

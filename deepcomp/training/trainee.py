@@ -13,8 +13,7 @@ from torch.func import functional_call
 from deepcomp.errors import UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.edit import Edit
-from deepcomp.model.input_grids import InputGrid
-from deepcomp.model.quantizers import STATIC
+from deepcomp.model.input_grids import InputGrid, shared_grids
 from deepcomp.network import Network
 from deepcomp.runtime.interpreter import Interpreter
 from deepcomp.training.quantizers import ActivationQuantizer, LevelQuantizer, WeightQuantizer, learning
@@ -49,8 +48,8 @@ class Trainee(nn.Module):
         super().__init__()
         if net.module is None:
             raise UsageError("training needs the network itself, weights alone were given")
-        grids = _static(net) if activations else {}
-        self.module = net.interpreter() if grids else copy.deepcopy(net.module)
+        self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
+        self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
         self._own = dict(net.forms)
         chosen = set(net.names(layers, skip))
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
@@ -61,9 +60,13 @@ class Trainee(nn.Module):
                 parameter.data = parameter.data.clone()  # forms may share memory with the tensors they were made from
             part = learning(form.requires_grad_(True), rounding)
             self.forms.append(part if name in chosen else part.requires_grad_(False))
-        self.activations = nn.ModuleDict({str(place): ActivationQuantizer(grid) for place, grid in grids.items()})
-        if isinstance(self.module, Interpreter):
-            self.module.substitute({int(place): part.of_items for place, part in self.activations.items()})  # type: ignore[misc]
+        self.activations = nn.ModuleDict()
+        for place, first in self._grids.items():
+            assert net.captured is not None
+            assert isinstance(self.module, Interpreter)
+            if place == first:
+                self.activations[str(place)] = ActivationQuantizer(InputGrid.of(net.captured.graph.nodes[place]))
+            self.module.substitute(place, self._activation(first).of_items)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the module returns for these inputs."""
@@ -119,7 +122,7 @@ class Trainee(nn.Module):
             if name in net.tensors and name not in self._own and not _same(tensor, net.tensors[name]):
                 net.update(name, tensor)
         net.module = self.module
-        if self.activations:
+        if self._grids:
             net.rewire("training", self._captured(net), {})
             net.module.load_state_dict(state)
 
@@ -127,17 +130,15 @@ class Trainee(nn.Module):
         """The network's operations, with the quantisers of activations that have been learnt."""
         assert net.captured is not None
         edit = Edit(net.captured, net.tensors)
-        for place, part in self.activations.items():
-            assert isinstance(part, ActivationQuantizer)
-            grid = part.settle()
-            edit.change(int(place), scale=grid.scale, zero_point=grid.zero_point)
+        for place, first in self._grids.items():
+            grid = self._activation(first).settle()
+            edit.change(place, scale=grid.scale, zero_point=grid.zero_point)
         return edit.finish()
 
-
-def _static(net: Network) -> dict[int, InputGrid]:
-    """The static quantisers of activations, by their places among the operations."""
-    nodes = () if net.captured is None else net.captured.graph.nodes
-    return {place: InputGrid.of(node) for place, node in enumerate(nodes) if node.op == STATIC}
+    def _activation(self, place: int) -> ActivationQuantizer:
+        found = self.activations[str(place)]
+        assert isinstance(found, ActivationQuantizer)
+        return found
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
