@@ -93,7 +93,7 @@ def _sources(graph: Graph, joined: Any) -> set[int]:
     """The static quantisers on whose grids the parts of a list lie."""
     found: set[int] = set()
     for value in joined:
-        while (node := _maker(graph, value)) is not None and is_view(graph, value.index - len(graph.inputs)):
+        while (node := _maker(graph, value)) is not None and _keeps(graph, value):
             value = node.args[0]
         if node is not None and node.op == STATIC:
             found.add(value.index - len(graph.inputs))
@@ -111,8 +111,13 @@ def _grid(graph: Graph, value: Any) -> InputGrid | None:
     if node.op in JOINS:
         found = {_grid(graph, entry) for entry in node.args[0]}  # type: ignore[union-attr]
         return found.pop() if len(found) == 1 else None
-    through = node.op == "relu" or is_view(graph, value.index - len(graph.inputs))
-    return _grid(graph, node.args[0]) if through else None
+    return _grid(graph, node.args[0]) if _keeps(graph, value) else None
+
+
+def _keeps(graph: Graph, value: Value) -> bool:
+    """Whether what makes a value leaves its numbers on the grid of what it reads."""
+    place = value.index - len(graph.inputs)
+    return graph.nodes[place].op == "relu" or is_view(graph, place)
 
 
 def _maker(graph: Graph, value: Any) -> Node | None:
