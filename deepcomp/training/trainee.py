@@ -50,7 +50,7 @@ class Trainee(nn.Module):
             raise UsageError("training needs the network itself, weights alone were given")
         self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
         self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
-        self._own = dict(net.forms)
+        self._own = dict(net.forms)  # as the network holds them; `self.forms` has them as they learn
         chosen = set(net.names(layers, skip))
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(parameter.requires_grad and name in chosen and name not in net.forms)

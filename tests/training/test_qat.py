@@ -123,7 +123,7 @@ def test_no_rate_for_scales_leaves_every_range_as_it_is() -> None:
     assert all(torch.equal(form.scale, scales[name]) for name, form in net.forms.items())
 
 
-def test_what_is_frozen_late_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_frozen_late_stays() -> None:
     net = quantized()
     mean, before = net.tensors["norm_a.running_mean"].clone(), literals(net)
     train(net, Plan(epochs=1, batch=16, frozen=1.0, choose="last"))
