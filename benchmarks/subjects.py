@@ -24,7 +24,7 @@ from deepcomp.opening import open_network
 from deepcomp.pipeline import one_thread
 from deepcomp.steps import Step
 
-__all__ = ["SUBJECTS", "Subject", "score", "through"]
+__all__ = ["SUBJECTS", "Subject", "decoded", "score", "through"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Subject:
         """Its data, of the test set the first `items` (all: 0), decoded once."""
         data = load_data(self.data, data_folder())
         assert data.test is not None
-        return Data(data.train, _decoded(data.test, items or len(data.test)), data.metric)
+        return Data(data.train, decoded(data.test, items or len(data.test)), data.metric)
 
 
 SUBJECTS = {
@@ -77,7 +77,8 @@ SUBJECTS = {
 }
 
 
-def _decoded(dataset: MapStyle, items: int) -> TensorDataset:
+def decoded(dataset: MapStyle, items: int) -> TensorDataset:
+    """The first items of a set, in memory."""
     (inputs, targets) = next(iter(batches(dataset, items, torch.arange(items))))
     assert isinstance(inputs, Tensor)
     return TensorDataset(inputs, targets)

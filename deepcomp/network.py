@@ -183,7 +183,12 @@ class Network:
         return Layers(self.captured, self.tensors, values, self.tied)
 
     def rewire(
-        self, what: str, captured: Captured, tensors: Mapping[str, Tensor], removed: Collection[str] = ()
+        self,
+        what: str,
+        captured: Captured,
+        tensors: Mapping[str, Tensor],
+        removed: Collection[str] = (),
+        forms: Mapping[str, Form] | None = None,
     ) -> None:
         """Change the operations and the tensors; the module becomes one that runs them.
 
@@ -197,17 +202,20 @@ class Network:
             Those that are new or changed; of tied ones the first. New ones come behind those of their module.
         removed : collection of str
             Tensors that leave the network too, unless the operations refer to them.
+        forms : mapping of str to Form, optional
+            Of changed tensors, changed likewise.
 
         Raises
         ------
         UsageError
-            If one of these tensors has a form: forms come after changes of the network.
+            If another of these tensors has a form: forms come after changes of the network.
         """
         ties = {name: first for name, first in self.tied.items() if name in captured.names or name not in removed}
         constants = [name for name, role in self.roles.items() if role == CONSTANT]
         gone = {*constants, *removed} - {*captured.names, *ties.values()}
-        if formed := [name for name in self.forms if name in tensors or name in gone]:
+        if formed := [name for name in self.forms if (name in tensors and name not in (forms or {})) or name in gone]:
             raise UsageError(f"{what}: {formed[0]} has a form already: steps that choose forms come after this one")
+        self.forms |= forms or {}
         whole = {**self.tensors, **tensors}
         whole |= {name: tensors[first] for name, first in ties.items() if first in tensors}
         self.tensors = {name: whole[name] for name in _placed(list(self.tensors), tensors) if name not in gone}

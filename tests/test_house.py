@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "network": {"weights", "model", "entry", "runtime"},
     "loader": {"entropy", "weights", "model", "container", "entry", "runtime"},
     "report": {"weights", "container", "entry", "loader"},
-    "training": {"weights", "model", "network", "container"},
+    "training": {"weights", "model", "network", "runtime", "container"},
     "curvature": {"model", "network", "runtime"},
     "synthesis": {"model", "network"},
     "steps": {

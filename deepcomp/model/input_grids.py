@@ -17,7 +17,7 @@ from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.model.placement import JOINS, is_view
 from deepcomp.model.quantizers import STATIC
 
-__all__ = ["InputGrid", "input_grid", "opened", "own_quantizer"]
+__all__ = ["InputGrid", "input_grid", "opened", "own_quantizer", "shared_grids"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,30 @@ def opened(graph: Graph, places: set[int]) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
+def shared_grids(graph: Graph) -> dict[int, int]:
+    """The places of the static quantisers, each with the first whose grid it shares: what is joined lies on one."""
+    first = {place: place for place, node in enumerate(graph.nodes) if node.op == STATIC}
+    for node in graph.nodes:
+        sources = _sources(graph, node.args[0]) if node.op in JOINS else set()
+        if len({InputGrid.of(graph.nodes[place]) for place in sources}) == 1:
+            joined = {first[place] for place in sources}
+            first = {place: min(joined) if one in joined else one for place, one in first.items()}
+    return first
+
+
+def _sources(graph: Graph, joined: Any) -> set[int]:
+    """The static quantisers on whose grids the parts of a list lie."""
+    found: set[int] = set()
+    for value in joined:
+        while (node := _maker(graph, value)) is not None and _keeps(graph, value):
+            value = node.args[0]
+        if node is not None and node.op == STATIC:
+            found.add(value.index - len(graph.inputs))
+        elif node is not None and node.op in JOINS:
+            found |= _sources(graph, node.args[0])
+    return found
+
+
 def _grid(graph: Graph, value: Any) -> InputGrid | None:
     node = _maker(graph, value)
     if node is None:
@@ -87,8 +111,13 @@ def _grid(graph: Graph, value: Any) -> InputGrid | None:
     if node.op in JOINS:
         found = {_grid(graph, entry) for entry in node.args[0]}  # type: ignore[union-attr]
         return found.pop() if len(found) == 1 else None
-    through = node.op == "relu" or is_view(graph, value.index - len(graph.inputs))
-    return _grid(graph, node.args[0]) if through else None
+    return _grid(graph, node.args[0]) if _keeps(graph, value) else None
+
+
+def _keeps(graph: Graph, value: Value) -> bool:
+    """Whether what makes a value leaves its numbers on the grid of what it reads."""
+    place = value.index - len(graph.inputs)
+    return graph.nodes[place].op == "relu" or is_view(graph, place)
 
 
 def _maker(graph: Graph, value: Any) -> Node | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from deepcomp.model.graph import Stored, Value
 from deepcomp.model.layers import Axis, Layer, Layers, Skip
 from deepcomp.network import Network, Statistics
 from deepcomp.steps.step import Step
+from deepcomp.weights import Form, Grid, Mask
+from deepcomp.weights.rescaling import multiply
 
 __all__ = ["FoldBN"]
 
@@ -26,6 +29,10 @@ class FoldBN(Step):
     W ← W γ/√(σ² + ε) and b ← β + (b − μ) γ/√(σ² + ε), with the running statistics μ and σ² and in
     float64; a missing bias is made. The outputs stay what they are in inference. The batch norms'
     tensors leave the network, so its file no longer loads into the class it came from.
+
+    A weight that lies on a grid with a scale for each output channel keeps its integers: the scales become
+    s γ/√(σ² + ε) and, where γ is negative, the integers change sides. So batch norms may stay while a network is
+    trained with its weights quantised, and be merged behind (Nagel et al. 2021, §4.2). Other forms are refused.
 
     What a batch norm says of its layer's outputs stays known to later steps as `Network.statistics`:
     channels of mean β and standard deviation |γ|.
@@ -41,6 +48,7 @@ class FoldBN(Step):
         folded: dict[str, str] = {}
         skipped: dict[str, str] = {}
         statistics: dict[str, Statistics] = {}
+        forms: dict[str, Form] = {}
         for place, node in enumerate(layers.graph.nodes):
             if node.op != "batch_norm":
                 continue
@@ -48,7 +56,11 @@ class FoldBN(Step):
             try:
                 layer = norm.layer()
                 if layer.weight in chosen:
-                    statistics[layer.weight] = norm.fold(edit, layer)
+                    form = copy.deepcopy(net.form(layer.weight))
+                    grid = _grid(form, layer)
+                    statistics[layer.weight] = norm.fold(edit, layer, grid)
+                    if form is not None and grid is not None:
+                        forms[layer.weight] = form
                     folded[layer.weight] = ", ".join(layers.readers(layers.value(place)))
             except Skip as skip:
                 skipped[str(norm)] = str(skip)
@@ -56,7 +68,7 @@ class FoldBN(Step):
             captured = edit.finish()
             gone = set(net.captured.names) - set(captured.names)
             counters = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in gone}
-            net.rewire(self.do, captured, edit.changed, gone | counters)
+            net.rewire(self.do, captured, edit.changed, gone | counters, forms)
             net.statistics |= statistics
         return {"folded": folded, "skipped": skipped}
 
@@ -94,8 +106,8 @@ class _Norm:
             raise Skip(f"the channels of {layer.weight} lie along another axis than the one it normalises")
         return layer
 
-    def fold(self, edit: Edit, layer: Layer) -> Statistics:
-        """Let the layer do what the batch norm does; what its outputs are then like."""
+    def fold(self, edit: Edit, layer: Layer, grid: Grid | None) -> Statistics:
+        """Let the layer do what the batch norm does, and the grid of its weight; what its outputs are then like."""
 
         def part(name: str, otherwise: float) -> Tensor:
             entry = self.given[name]
@@ -107,5 +119,23 @@ class _Norm:
         scale = gamma / (var + self.given["eps"]).sqrt()
         edit.set_bias(layer, beta + (edit.bias(layer) - mean) * scale)
         edit.set_blocks(layer, edit.blocks(layer) * layer.by_output(scale))
+        if grid is not None:
+            multiply(grid, scale)
         edit.bypass(self.layers.value(self.place), self.given["input"])
         return Statistics(beta.clone(), gamma.abs())
+
+
+def _grid(form: Form | None, layer: Layer) -> Grid | None:
+    """The grid that a weight, or what a mask leaves of it, lies on; None where it lies on none.
+
+    Raises
+    ------
+    Skip
+        If several channels share a scale.
+    """
+    values = form.inner if isinstance(form, Mask) else form
+    if not isinstance(values, Grid):
+        return None
+    if not values.blocks.channelwise(layer.axes[0], layer.outputs):
+        raise Skip(f"the scales of {layer.weight} are not one for each output channel")
+    return values

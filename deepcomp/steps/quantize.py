@@ -42,7 +42,7 @@ class Quantize(Step):
     axis : int, optional
         The channel dimension. If not given, that of the output channels where there are operations that say so (1 of
         a transposed convolution's weight), and 0 elsewhere.
-    range : {"min-max", "percentile", "mse", "aciq", "kl"}
+    range : {"min-max", "percentile", "mse", "aciq", "kl", "lsq"}
         How the range of a block is set; what lies outside is clipped. See `weights.ranges`.
     percentile : float
         Percent of weights left outside the range at either end, for `range = "percentile"`.

@@ -49,7 +49,7 @@ class QuantizeActivations(Step):
         Bits of the network's inputs and outputs; 0: as the others.
     symmetric : bool
         Zero-point in the middle, as few activations ask for, or where the range says.
-    range : {"mse", "min-max", "percentile", "aciq", "kl", "batch-norm"}
+    range : {"mse", "min-max", "percentile", "aciq", "kl", "lsq", "batch-norm"}
         How ranges are set; what lies outside is clipped. See `weights.ranges`; `batch-norm` is the one without data.
     percentile : float
         Percent of numbers left outside the range at either end, for `range = "percentile"`.

@@ -19,7 +19,6 @@ from deepcomp.network import Network, Statistics
 from deepcomp.steps.step import Step
 from deepcomp.training.in_step import Change, in_step
 from deepcomp.weights import Form, Grid, Mask, Raw
-from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.rescaling import rescale
 
 __all__ = ["TuneBN"]
@@ -184,7 +183,7 @@ def _grid(layers: Layers, layer: Layer, form: Form) -> Grid:
     grid = form.inner if isinstance(form, Mask) else form
     if not isinstance(grid, Grid):
         raise Skip("it lies on no grid")
-    if grid.blocks != Blocks(layer.shape, layer.axes[0]) or grid.blocks.count != layer.outputs:
+    if not grid.blocks.channelwise(layer.axes[0], layer.outputs):
         raise Skip("its scales are not one for each output channel")
     layers.check_own(layer)
     return grid

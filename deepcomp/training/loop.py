@@ -45,8 +45,8 @@ def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", s
     Returns
     -------
     dict
-        `epochs`, `chosen` (1 is the first epoch; 0 where there was none), and lists with an entry an
-        epoch: `loss` (mean over the training items) and `validation` (the metric, or the loss where
+        `epochs`, `chosen` (1 is the first epoch; 0 where none was, or none better than the start), and lists with an
+        entry an epoch: `loss` (mean over the training items) and `validation` (the metric, or the loss where
         there is none).
 
     Raises
@@ -102,7 +102,7 @@ class _Run:
         assert net.data is not None
         self.net, self.plan, self.what, self.data = net, plan, what, net.data
         self.number = net.runs = net.runs + 1
-        self.trainee = _moved(Trainee(net, layers, skip), plan.device)
+        self.trainee = _moved(Trainee(net, layers, skip, plan.rounding, plan.scales > 0), plan.device)
         if not self.trainee.trained():
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")
         if plan.distill and net.teacher is None:
@@ -112,7 +112,7 @@ class _Run:
         self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 or self.data.metric is None else None
         self.augment = augmentation(plan.augment)
         self.steps = math.ceil(len(self.items) / plan.batch)
-        self.optimiser = _optimiser(plan, self.trainee.trained())
+        self.optimiser = _optimiser(plan, self.trainee)
         self.slot = net.checkpoints.slot(self._identity()) if net.checkpoints is not None else None
         self.epoch, self.chosen, self.best = 0, 0, -math.inf
         self.losses: list[float] = []
@@ -122,6 +122,8 @@ class _Run:
     def go(self) -> None:
         """All epochs that are left; the trainee ends in the state of the chosen one."""
         self._resume()
+        if self.plan.choose == "best" and self.epoch == 0 < self.plan.epochs:
+            self.best = self._validate()[1]
         while self.epoch < self.plan.epochs:
             self._train_epoch()
             self._judge()
@@ -131,19 +133,21 @@ class _Run:
     def _train_epoch(self) -> None:
         order = self._seed()
         self.trainee.train()
+        if self.epoch >= (1 - self.plan.frozen) * self.plan.epochs:
+            self.trainee.freeze()
         total, seen = 0.0, 0
         for step, (inputs, targets) in enumerate(batches(self.items, self.plan.batch, order)):
+            done = self.epoch * self.steps + step
             for group in self.optimiser.param_groups:
-                group["lr"] = self._rate(self.epoch * self.steps + step)
+                group["lr"] = group["share"] * self._rate(done)
             loss = self._step_loss(self.augment(inputs), targets)
             self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss + self._penalty(done)).backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
             size = min(self.plan.batch, len(self.items) - seen)
             total, seen = total + loss.item() * size, seen + size
             if self.net.progress and step % 10 == 0:
                 shown = f", {self.scores[-1]:.2f} held out" if self.scores else ""
-                done = self.epoch * self.steps + step
                 self.net.progress(f"{self.what}: loss {total / seen:.4f}{shown}", done, self.plan.epochs * self.steps)
         self.epoch += 1
         self.losses.append(total / seen)
@@ -165,9 +169,18 @@ class _Run:
             wanted = wanted + share * distillation(outputs, taught, self.plan.temperature)
         return wanted
 
+    def _penalty(self, step: int) -> Tensor | float:
+        """What weights off their grids cost by now."""
+        share = self.plan.penalty * step / (self.steps * self.plan.epochs)
+        return share * self.trainee.penalty(self.plan.shape) if self.plan.penalty else 0.0
+
+    def _validate(self) -> tuple[float, float]:
+        """See `validate`."""
+        return validate(self.trainee, self.data, self.held, self.loss)
+
     def _judge(self) -> None:
         """Measure the epoch on the held-out items, and keep its state if it is the one to choose."""
-        shown, better = validate(self.trainee, self.data, self.held, self.loss)
+        shown, better = self._validate()
         self.scores.append(shown)
         if self.plan.choose == "last" or better >= self.best:
             self.best, self.chosen, self.state = better, self.epoch, self._copy()
@@ -240,9 +253,14 @@ def _on(device: torch.device, targets: Any) -> Any:
     return targets.to(device) if isinstance(targets, Tensor) else targets
 
 
-def _optimiser(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimiser(plan: Plan, trainee: Trainee) -> torch.optim.Optimizer:
+    """The optimiser, and for each group of parameters its `share` of the learning rate."""
+    ranges = set(trainee.ranges())
+    others = [parameter for parameter in trainee.trained() if parameter not in ranges]
+    groups: list[dict[str, Any]] = [{"params": others, "share": 1.0}]
+    groups += [{"params": list(trainee.ranges()), "share": plan.scales, "weight_decay": 0.0}] if ranges else []
     if plan.optimiser == "sgd":
         nesterov = plan.momentum > 0
-        return torch.optim.SGD(parameters, plan.rate, plan.momentum, weight_decay=plan.decay, nesterov=nesterov)
+        return torch.optim.SGD(groups, plan.rate, plan.momentum, weight_decay=plan.decay, nesterov=nesterov)
     kind = torch.optim.Adam if plan.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, plan.rate, weight_decay=plan.decay)
+    return kind(groups, plan.rate, weight_decay=plan.decay)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deepcomp.errors import UsageError
 from deepcomp.training.augment import AUGMENTATIONS
 from deepcomp.training.losses import LOSSES
+from deepcomp.training.quantizers import PENALTIES, ROUNDINGS
 
 __all__ = ["Plan"]
 
-_OPTIMISERS = ("sgd", "adam", "adamw")
-_SCHEDULES = ("constant", "linear", "cosine")
-_CHOICES = ("best", "last")
+_NAMED: dict[str, Iterable[str]] = {
+    "optimiser": ("sgd", "adam", "adamw"),
+    "schedule": ("constant", "linear", "cosine"),
+    "choose": ("best", "last"),
+    "rounding": ROUNDINGS,
+    "shape": PENALTIES,
+}
 
 
 @dataclass
@@ -33,12 +39,26 @@ class Plan:
     schedule : {"cosine", "linear", "constant"}
         How the rate falls, to zero at the end of the last epoch for the first two.
     momentum, decay : float
-        Momentum of SGD, and weight decay.
+        Momentum of SGD, and weight decay; scales and zero-points do not decay.
+    scales : float
+        The learning rate of scales and zero-points of quantisers, relative to `rate`; 0 leaves them as they are. With 1
+        SGD moves them as LSQ has it, with Adam steps are shares of a scale; see `training.ranges`.
+    rounding : {"nearest", "stochastic", "none"}
+        Of weights on grids in training: up with a probability of the fraction, say, or not at all, which asks for a
+        `penalty`. What is judged, and what training ends in, is always rounded to the nearest.
+    penalty : float
+        What the loss gets for each weight on a grid, times the squared distance of the latent weight from it; grows
+        linearly from 0 to this.
+    shape : {"distance", "sine"}
+        Of the penalty; the sine's falls off half way between two levels.
+    frozen : float
+        Share of the epochs, the last ones, in which scales, zero-points and the statistics of batch norms stay.
     validation : int
         Training items held out to choose the epoch, the last ones, but at most a tenth of all; not
         used where `Data` has a validation set of its own.
     choose : {"best", "last"}
-        Which epoch is kept: the best on the held-out items (of equals the later), or the last.
+        Which epoch is kept: the best on the held-out items (of equals the later; none, where the start was better), or
+        the last.
     loss : str
         `auto` (cross-entropy for the metrics accuracy and perplexity), `cross-entropy`, `mse`, or
         `package.module:callable` of a function `(outputs, targets) -> scalar`.
@@ -66,6 +86,11 @@ class Plan:
     schedule: str = "cosine"
     momentum: float = 0.9
     decay: float = 0.0
+    scales: float = 1.0
+    rounding: str = "nearest"
+    penalty: float = 0.0
+    shape: str = "distance"
+    frozen: float = 0.0
     validation: int = 5000
     choose: str = "best"
     loss: str = "auto"
@@ -77,7 +102,7 @@ class Plan:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for key, choices in (("optimiser", _OPTIMISERS), ("schedule", _SCHEDULES), ("choose", _CHOICES)):
+        for key, choices in _NAMED.items():
             if getattr(self, key) not in choices:
                 raise UsageError(f"{key} = {getattr(self, key)!r}: one of {', '.join(choices)} expected")
         for key, known in (("loss", LOSSES), ("augment", AUGMENTATIONS)):
@@ -93,6 +118,9 @@ class Plan:
             ("rate", 0, math.inf),
             ("momentum", 0, 1),
             ("decay", 0, math.inf),
+            ("scales", 0, math.inf),
+            ("penalty", 0, math.inf),
+            ("frozen", 0, 1),
             ("distill", 0, 1),
         ):
             if not least <= getattr(self, key) <= most:

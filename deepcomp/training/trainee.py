@@ -11,17 +11,24 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deepcomp.errors import UsageError
+from deepcomp.model.capture import Captured
+from deepcomp.model.edit import Edit
+from deepcomp.model.input_grids import InputGrid, shared_grids
 from deepcomp.network import Network
-from deepcomp.weights import Form, Mask
+from deepcomp.runtime.interpreter import Interpreter
+from deepcomp.training.quantizers import ActivationQuantizer, LevelQuantizer, WeightQuantizer, learning
+from deepcomp.training.ranges import Range, Scale
+from deepcomp.weights import Mask
 
 __all__ = ["Trainee"]
 
 
 class Trainee(nn.Module):
-    """The module of a network, where weights with a form are what `form()` returns.
+    """The module of a network, where weights with a form are what that form makes of them as it learns.
 
     So gradients reach centroids, scales and the survivors of pruning, and nothing else of such a
-    weight: what is pruned stays zero and what is shared stays shared, whatever the optimiser does.
+    weight: what is pruned stays zero and what is shared stays shared, whatever the optimiser does. Static quantisers
+    of activations learn too.
 
     Parameters
     ----------
@@ -29,49 +36,109 @@ class Trainee(nn.Module):
         Its module is copied; the forms are its own and train in place.
     layers, skip : str
         Patterns of the tensors that train; all others stay as they are.
+    rounding : str
+        See `quantizers.learning`.
+    activations : bool
+        Whether quantisers of activations learn.
     """
 
-    def __init__(self, net: Network, layers: str = "*", skip: str = "") -> None:
+    def __init__(
+        self, net: Network, layers: str = "*", skip: str = "", rounding: str = "nearest", activations: bool = True
+    ) -> None:
         super().__init__()
         if net.module is None:
             raise UsageError("training needs the network itself, weights alone were given")
-        self.module = copy.deepcopy(net.module)
-        self.names = list(net.forms)
-        self.forms = nn.ModuleList(net.forms.values())
+        self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
+        self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
+        self._own = dict(net.forms)  # as the network holds them; `self.forms` has them as they learn
         chosen = set(net.names(layers, skip))
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(parameter.requires_grad and name in chosen and name not in net.forms)
-        for name, form in net.forms.items():
-            form.requires_grad_(name in chosen)
+        self.forms = nn.ModuleList()
+        for name, form in self._own.items():
             for parameter in form.parameters():
                 parameter.data = parameter.data.clone()  # forms may share memory with the tensors they were made from
+            part = learning(form.requires_grad_(True), rounding)
+            self.forms.append(part if name in chosen else part.requires_grad_(False))
+        self.activations = nn.ModuleDict()
+        for place, first in self._grids.items():
+            assert net.captured is not None
+            assert isinstance(self.module, Interpreter)
+            if place == first:
+                self.activations[str(place)] = ActivationQuantizer(InputGrid.of(net.captured.graph.nodes[place]))
+            self.module.substitute(place, self._activation(first).of_items)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the module returns for these inputs."""
-        weights = {name: form() for name, form in zip(self.names, self.forms, strict=True)}
+        weights = {name: form() for name, form in zip(self._own, self.forms, strict=True)}
         return functional_call(self.module, weights, inputs, named)
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that train."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def ranges(self) -> list[nn.Parameter]:
+        """Those among them that are scales and zero-points."""
+        parts = [part for part in self.modules() if isinstance(part, Range | Scale)]
+        return [one for part in parts for one in part.parameters(recurse=False) if one.requires_grad]
+
+    def freeze(self) -> None:
+        """Let scales, zero-points and the statistics of batch norms stay what they are."""
+        for parameter in self.ranges():
+            parameter.requires_grad_(False)
+        for part in self.module.modules():
+            if "running_mean" in part._buffers:
+                part.eval()
+
+    def penalty(self, kind: str) -> Tensor:
+        """How far weights are from their grids, squared and summed; see `quantizers.PENALTIES`.
+
+        Raises
+        ------
+        UsageError
+            If none lies on one.
+        """
+        grids = [part for part in self.forms if isinstance(part, WeightQuantizer)]
+        if not grids:
+            raise UsageError("penalty: no weight lies on a grid")
+        return torch.stack([part.penalty(kind) for part in grids]).sum()
+
     def densities(self) -> dict[str, float]:
         """Share of weights left by pruning, by name, of those that are pruned."""
-        masks = {name: form for name, form in zip(self.names, self.forms, strict=True) if isinstance(form, Mask)}
+        masks = {name: form for name, form in self._own.items() if isinstance(form, Mask)}
         return {name: mask.positions.numel() / max(math.prod(mask.shape), 1) for name, mask in masks.items()}
 
     def settle(self, net: Network) -> None:
-        """Hand the trained weights to the network, which then holds the trained module."""
+        """Hand what has been learnt to the network, which then holds the trained module."""
         self.to("cpu").eval()
-        forms: dict[str, Form] = dict(zip(self.names, self.forms, strict=True))  # type: ignore[arg-type]
+        for part in self.forms:
+            if isinstance(part, WeightQuantizer | LevelQuantizer):
+                part.settle()
         state = self.module.state_dict()
         with torch.no_grad():
-            for name, form in forms.items():
+            for name, form in self._own.items():
                 state[name].copy_(form.dense())
         for name, tensor in state.items():
-            if name in net.tensors and name not in forms and not _same(tensor, net.tensors[name]):
+            if name in net.tensors and name not in self._own and not _same(tensor, net.tensors[name]):
                 net.update(name, tensor)
         net.module = self.module
+        if self._grids:
+            net.rewire("training", self._captured(net), {})
+            net.module.load_state_dict(state)
+
+    def _captured(self, net: Network) -> Captured:
+        """The network's operations, with the quantisers of activations that have been learnt."""
+        assert net.captured is not None
+        edit = Edit(net.captured, net.tensors)
+        for place, first in self._grids.items():
+            grid = self._activation(first).settle()
+            edit.change(place, scale=grid.scale, zero_point=grid.zero_point)
+        return edit.finish()
+
+    def _activation(self, place: int) -> ActivationQuantizer:
+        found = self.activations[str(place)]
+        assert isinstance(found, ActivationQuantizer)
+        return found
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

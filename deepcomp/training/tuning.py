@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch.func import functional_call
 from deepcomp.model.input_grids import InputGrid
 from deepcomp.model.layers import Layer
 from deepcomp.model.patches import product
-from deepcomp.quantizer import Quantizer
+from deepcomp.training.quantizers import ActivationQuantizer
+from deepcomp.training.ranges import Range
 from deepcomp.training.reconstruction import Examples, grid_of
 from deepcomp.weights import Form, Grid, Mask, Raw
 from deepcomp.weights.scales import as_precise
@@ -26,7 +28,6 @@ from deepcomp.weights.scales import as_precise
 __all__ = ["Rates", "Settled", "Tuning", "tune"]
 
 _LOOKS = 20  # at what has been learnt
-_FARTHEST = 3.0  # that the logarithm of a scale gets from where it was
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class Tuning(nn.Module):
         self._before, self._free, self._unit = before, list(free), unit
         self._latent, self._step = grid.latent.detach(), grid._spread(grid.scale.detach())
         self.moves = nn.Parameter(torch.zeros_like(grid.latent))
-        self.range = _Range(grid.scale.detach(), grid.zero_point.detach(), Quantizer(grid.bits, grid.symmetric))
-        self.inputs = nn.ModuleList(nn.Identity() if one is None else _Input(one) for one in before.inputs)
+        scale, zero_point = grid.scale.detach(), grid.zero_point.detach()
+        self.range = Range(scale, zero_point, grid._quantizer, partial(as_precise, like=scale))
+        self.inputs = nn.ModuleList(nn.Identity() if one is None else ActivationQuantizer(one) for one in before.inputs)
         self.shifts = nn.ParameterList(torch.zeros(before.biases[name].shape) for name in free)
 
     def make(self, site: int, rows: Tensor) -> Tensor:
@@ -137,57 +139,19 @@ class Tuning(nn.Module):
             raw = before.biases[name]
             assert isinstance(raw, Raw)
             biases[name] = Raw(moved[name].to(raw.dtype), raw.stored)
-        inputs = [one.settle() if isinstance(one, _Input) else None for one in self.inputs]
+        inputs = [one.settle() if isinstance(one, ActivationQuantizer) else None for one in self.inputs]
         return Settled(before.sites, form, biases, inputs)
 
     def _grid(self) -> dict[str, Tensor]:
-        """The parameters of the weight's grid; scales are rounded as the file has them, which gradients do not see."""
+        """The parameters of the weight's grid."""
         scale, zero_point = self.range()
-        stored = as_precise(scale.detach(), self.range.scale)
-        return {
-            "latent": self._latent + self._step * self.moves,
-            "scale": stored + (scale - scale.detach()),
-            "zero_point": zero_point,
-        }
+        return {"latent": self._latent + self._step * self.moves, "scale": scale, "zero_point": zero_point}
 
     def _biases(self) -> dict[str, Tensor]:
         biases = {name: form.dense().float() for name, form in self._before.biases.items()}
         for name, shift in zip(self._free, self.shifts, strict=True):
             biases[name] = biases[name] + self._unit * shift
         return biases
-
-
-class _Range(nn.Module):
-    """Scales and zero-points that learn."""
-
-    def __init__(self, scale: Tensor, zero_point: Tensor, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.scale, self.zero_point, self.quantizer = scale, zero_point, quantizer
-        self.logs = nn.Parameter(torch.zeros_like(scale))
-        self.shifts = nn.Parameter(torch.zeros_like(zero_point), requires_grad=not quantizer.symmetric)
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        logs = self.logs.clamp(-_FARTHEST, _FARTHEST)
-        return self.scale * logs.exp(), self.zero_point + self.quantizer.top * self.shifts
-
-
-class _Input(nn.Module):
-    """A grid of an input that learns."""
-
-    def __init__(self, before: InputGrid) -> None:
-        super().__init__()
-        self._before = before
-        scale, zero_point = torch.tensor([before.scale, before.zero_point], dtype=torch.float32)
-        self.range = _Range(scale, zero_point, Quantizer(before.bits, before.symmetric))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.range.quantizer.simulate(rows, *self.range())
-
-    def settle(self) -> InputGrid:
-        """The grid as operations hold it: scales are literals of four digits, which take few bytes."""
-        scale, zero_point = self.range()
-        whole = self.range.quantizer.whole(zero_point)
-        return replace(self._before, scale=float(f"{float(scale):.4g}"), zero_point=int(whole))
 
 
 def tune(

@@ -60,6 +60,10 @@ class Blocks:
             return 1
         return -(-self._channels // self.group) * self._per_channel
 
+    def channelwise(self, axis: int, channels: int) -> bool:
+        """Whether there is a block for each of so many channels along an axis."""
+        return self == Blocks(self.shape, axis) and self.count == channels
+
     @property
     def _channels(self) -> int:
         return 1 if self.axis is None else self.shape[self.axis]

@@ -96,7 +96,7 @@ class Grid(Form):
         bits : int
             1 to 16.
         axis, group, size : see `Blocks`
-        range : {"min-max", "percentile", "mse", "aciq", "kl"}
+        range : {"min-max", "percentile", "mse", "aciq", "kl", "lsq"}
         percentile : float
             Percent of the weights left outside at either end, for `range="percentile"`.
         bounds : pair of float tensors, shape (blocks,)

@@ -1,14 +1,15 @@
-"""Scales that are learnt while the integers of a grid stay what they are."""
+"""Other scales, set or learnt, while the integers of a grid stay what they are."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from deepcomp.quantizer import SMALLEST_SCALE
 from deepcomp.weights.grid import Grid
 from deepcomp.weights.scales import as_precise
 
-__all__ = ["Rescaling", "rescale"]
+__all__ = ["Rescaling", "multiply", "rescale"]
 
 
 @torch.no_grad()
@@ -27,10 +28,35 @@ def rescale(grid: Grid, scale: Tensor) -> Tensor:
     float32 tensor, shape (blocks.count,)
         The scales it has now.
     """
-    offsets, stored = grid.offsets(), as_precise(scale.float(), grid.scale)
-    grid.scale.data = stored  # not in place: a latent weight may be the original one's memory
-    grid.latent.data = offsets * grid._spread(stored)
+    stored = as_precise(scale.float(), grid.scale)
+    _put(grid, grid.offsets(), stored)
     return stored
+
+
+@torch.no_grad()
+def multiply(grid: Grid, factor: Tensor) -> None:
+    """Multiply a grid, block by block, without rounding a weight again.
+
+    A negative factor would make a scale negative. Instead the integers change sides, q ← top − q, and the zero-point
+    with them: a symmetric grid, which reaches equally far both ways, keeps its own.
+
+    Parameters
+    ----------
+    grid : Grid
+        Changed in place. Its scales then take the room of float32 in the file.
+    factor : float tensor, shape (blocks.count,)
+        Of either sign; 0 leaves a scale of about nothing.
+    """
+    offsets = grid.offsets() * grid._spread(torch.where(factor < 0, -1.0, 1.0))
+    zero_point = grid._quantizer.whole(grid.zero_point)
+    grid.zero_point.data = torch.where(factor < 0, grid._quantizer.top - zero_point, zero_point)
+    _put(grid, offsets, (grid.scale.double() * factor.abs()).clamp(min=SMALLEST_SCALE).float())
+
+
+def _put(grid: Grid, offsets: Tensor, scale: Tensor) -> None:
+    """Let a grid have these scales, and the weights that lie so many steps from zero."""
+    grid.scale.data = scale  # not in place: a latent weight may be the original one's memory
+    grid.latent.data = offsets * grid._spread(scale)
 
 
 class Rescaling(nn.Module):

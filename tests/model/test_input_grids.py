@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deepcomp.model.capture import capture
 from deepcomp.model.edit import Edit
-from deepcomp.model.input_grids import InputGrid, input_grid, opened, own_quantizer
+from deepcomp.model.graph import Value
+from deepcomp.model.input_grids import InputGrid, input_grid, opened, own_quantizer, shared_grids
 from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.model.quantizers import DYNAMIC, STATIC, quantizers
 from deepcomp.model.sources import from_module
@@ -117,3 +118,30 @@ def test_a_network_with_all_quantisers_opened_is_the_one_without() -> None:
     network = Interpreter(graph, captured.names, [(n, t, "parameter") for n, t in found["tensors"].items()])
     with torch.no_grad():
         assert torch.equal(network(found["x"]), found["module"](found["x"]))
+
+
+def test_what_is_joined_shares_a_grid_and_nothing_else_does() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            a, b, c, d = x.sin(), x.cos(), x.exp(), x.tanh()
+            return torch.cat([a.relu(), torch.stack([b, c]).flatten(0, 1)]), torch.cat([d, x])
+
+    captured = capture(Joined().eval(), torch.randn(2, 3))
+    edit = Edit(captured, {})
+    for place, node in enumerate(captured.graph.nodes):
+        if node.op in ("sin", "cos", "exp", "tanh"):
+            value = Value(1 + place)
+            edit.bypass(value, edit.add(STATIC, {"self": value, **GRID}))
+
+    def shared(edit: Edit) -> dict[str, set[str]]:
+        """What each quantiser shares its grid with, by what they quantise."""
+        graph = edit.finish().graph
+        first = shared_grids(graph)
+        made = {place: graph.nodes[graph.nodes[place].args[0].index - 1].op for place in first}  # type: ignore[union-attr]
+        return {made[one]: {made[other] for other in first if first[other] == first[one]} for one in first}
+
+    three = {"sin", "cos", "exp"}
+    assert shared(edit) == {"sin": three, "cos": three, "exp": three, "tanh": {"tanh"}}
+    other = Edit(edit.finish(), {})
+    other.change(quantizers(edit.finish().graph)[0], scale=0.25)
+    assert any(found == {name} and name != "tanh" for name, found in shared(other).items())

@@ -16,6 +16,9 @@ import deepcomp
 from deepcomp.errors import InputError, UsageError
 from deepcomp.network import Network
 from deepcomp.steps.fold_bn import FoldBN
+from deepcomp.steps.prune import Prune
+from deepcomp.steps.quantize import Quantize
+from deepcomp.training.reconstruction import grid_of
 from deepcomp.weights import Raw
 
 
@@ -185,6 +188,41 @@ def test_layers_and_skip_choose() -> None:
     net = network(module, x)
     assert FoldBN(layers="conv*", skip="conv1").run(net) == {"folded": {"conv2.weight": "relu"}, "skipped": {}}
     assert ops_of(net).count("batch_norm") == 1
+
+
+# ---------------------------------------------------------------- weights on grids
+
+
+@pytest.mark.parametrize("settings", [{}, {"symmetric": False}, {"power_of_two": True}])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet", "digits-cnn"])
+def test_weights_on_grids_keep_their_integers(name: str, masked: bool, settings: dict[str, Any]) -> None:
+    module, x = every()[name]
+    net = network(module, x)
+    if masked:
+        Prune(density=0.5).run(net)
+    Quantize(bits=3, **settings).run(net)
+    before = outputs(net.interpreter(formed=True), x)
+    grids = {weight: grid_of(form).offsets().abs() for weight, form in net.forms.items()}
+    said = FoldBN().run(net)
+    assert said["folded"]
+    assert said["skipped"] == {}
+    assert same(outputs(net.interpreter(formed=True), x), before, 1e-4)
+    for weight, held in grids.items():
+        assert torch.equal(grid_of(net.forms[weight]).offsets().abs(), held)
+        assert bool((grid_of(net.forms[weight]).scale > 0).all())
+    assert "batch_norm" not in ops_of(net)
+
+
+def test_a_scale_for_several_channels_leaves_the_batch_norm() -> None:
+    module, x = every()["digits-cnn"]
+    net = network(module, x)
+    Quantize(bits=4, per="tensor", layers="conv1").run(net)
+    before, form = outputs(net.interpreter(formed=True), x), net.forms["conv1.weight"]
+    said = FoldBN().run(net)
+    assert said["skipped"] == {"bn1": "the scales of conv1.weight are not one for each output channel"}
+    assert net.forms["conv1.weight"] is form
+    assert same(outputs(net.interpreter(formed=True), x), before)
 
 
 def test_a_weight_that_has_a_form_is_refused() -> None:

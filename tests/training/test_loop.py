@@ -18,7 +18,7 @@ from deepcomp.training.loop import split
 from deepcomp.training.trainee import Trainee
 from deepcomp.weights import Codebook, Mask
 
-QUICK = Plan(epochs=3, batch=32, rate=0.05)
+QUICK = Plan(epochs=3, batch=32, rate=0.05, choose="last")
 
 
 class Recurrent(nn.Module):
@@ -181,6 +181,13 @@ def test_the_best_epoch_on_held_out_items_is_kept_and_of_equals_the_later(net):
     assert said["chosen"] == max(i + 1 for i, score in enumerate(said["validation"]) if score == best)
     last = train(net, Plan(epochs=2, batch=8, rate=0.5, choose="last"))
     assert last["chosen"] == 2
+
+
+def test_a_start_that_is_better_than_every_epoch_is_kept(net):
+    train(net, Plan(epochs=8, batch=32, rate=0.05))
+    before = {name: tensor.clone() for name, tensor in net.tensors.items()}
+    assert train(net, Plan(epochs=2, batch=32, rate=3.0, schedule="constant"))["chosen"] == 0
+    assert all(torch.equal(net.tensors[name], tensor) for name, tensor in before.items())
 
 
 def test_no_epochs_leave_the_network_as_it_is(net):

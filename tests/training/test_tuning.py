@@ -54,7 +54,7 @@ def test_it_settles_on_what_it_makes(way: str, masked: bool, randn: Any) -> None
     assert torch.equal(tuning.make(0, x), before.make(0, x))
     assert torch.equal(tuning.settle().make(0, x), before.make(0, x))
     with torch.no_grad():
-        for part in (tuning.moves, tuning.range.logs, tuning.range.shifts, *tuning.shifts):
+        for part in (tuning.moves, tuning.range.scale.logs, tuning.range.shifts, *tuning.shifts):
             part.add_(0.2 * randn(*part.shape) * part.requires_grad)
         for part in tuning.inputs.parameters():
             part.fill_(0.1)

@@ -169,6 +169,18 @@ def test_aciq_takes_the_distribution_that_fits(bits):
         assert (sample.error(Quantizer(bits), (low, high)) < 1.1 * best).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_lsq_starts_at_twice_the_mean_magnitude_over_the_root_of_the_levels(bits):
+    rows = heavy(1)
+    for sample in samples(rows):
+        scale, _ = Quantizer(bits, True).parameters(*range_of(sample, Quantizer(bits, True), "lsq"))
+        assert scale.item() == pytest.approx(2 * rows.abs().mean().item() / math.sqrt((1 << bits - 1) - 1), rel=1e-3)
+    for sample in samples(rows.abs()):
+        scale, zero_point = Quantizer(bits).parameters(*range_of(sample, Quantizer(bits), "lsq"))
+        assert scale.item() == pytest.approx(2 * rows.abs().mean().item() / math.sqrt((1 << bits) - 1), rel=1e-3)
+        assert zero_point.item() == 0
+
+
 def divergence(counts, first, last, levels):
     """KL(P‖Q) of a window of a histogram, as the talk gives it: P, Q, loops; then scipy's entropy."""
     inside = counts[first:last].astype(float)

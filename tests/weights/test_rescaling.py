@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepcomp.weights import Grid, Mask
-from deepcomp.weights.rescaling import Rescaling, rescale
+from deepcomp.weights.rescaling import Rescaling, multiply, rescale
 from deepcomp.weights.scales import SHORT, as_precise, significant
 
 GRIDS: list[dict[str, Any]] = [
@@ -69,6 +69,28 @@ def test_integers_stay(settings: dict[str, Any], masked: bool) -> None:
     torch.testing.assert_close(form.dense(), weight * spread.detach(), rtol=1e-5, atol=0)
     packed = form.pack()
     assert torch.equal(type(form).unpack(packed, form.shape, form.dtype).dense(), form.dense())
+
+
+@pytest.mark.parametrize("settings", GRIDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_factors_of_either_sign_leave_distances_from_zero(settings: dict[str, Any], masked: bool) -> None:
+    inner, form = grid(settings, masked)
+    offsets, weight, count = inner.offsets(), form.dense(), len(inner.scale)
+    factor = torch.linspace(-2.3, 1.7, count, dtype=torch.float64)[torch.arange(count).roll(1)]
+    multiply(inner, factor)
+    assert bool((inner.scale > 0).all())
+    assert torch.equal(inner.offsets().abs(), offsets.abs())
+    spread = inner.blocks.spread(factor).expand(form.shape)
+    torch.testing.assert_close(form.dense(), (weight.double() * spread).float(), rtol=1e-5, atol=0)
+    packed = form.pack()
+    assert torch.equal(type(form).unpack(packed, form.shape, form.dtype).dense(), form.dense())
+
+
+def test_a_factor_of_nothing_leaves_nothing() -> None:
+    inner, _ = grid({"bits": 4})
+    multiply(inner, torch.zeros(6))
+    assert float(inner.dense().abs().max()) < 1e-20
+    assert bool((inner.scale > 0).all())
 
 
 def test_the_original_weight_stays(randn: Any) -> None:

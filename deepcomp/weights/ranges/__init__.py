@@ -8,6 +8,7 @@ range         the interval                                             file
 `mse`         of least squared error                                   search.py
 `aciq`        of least error, were they Gaussian or Laplacian          aciq.py
 `kl`          that keeps most of the distribution's information        kl.py
+`lsq`         of a step that follows from the mean magnitude           lsq.py
 ============  =======================================================  ===========
 
 Each is asked of a `Sample`: of weights (`Values`), or of a `Histogram` where numbers are too many to keep.
@@ -22,13 +23,14 @@ from deepcomp.quantizer import Bounds, Quantizer
 from deepcomp.weights.ranges.aciq import aciq
 from deepcomp.weights.ranges.histogram import Histogram
 from deepcomp.weights.ranges.kl import kl
+from deepcomp.weights.ranges.lsq import lsq
 from deepcomp.weights.ranges.sample import Sample
 from deepcomp.weights.ranges.search import least, mse
 from deepcomp.weights.ranges.values import Values
 
 __all__ = ["RANGES", "Histogram", "Sample", "Values", "least", "range_of"]
 
-_SEARCHED: dict[str, Callable[[Sample, Quantizer], Bounds]] = {"mse": mse, "aciq": aciq, "kl": kl}
+_SEARCHED: dict[str, Callable[[Sample, Quantizer], Bounds]] = {"mse": mse, "aciq": aciq, "kl": kl, "lsq": lsq}
 RANGES = ("min-max", "percentile", *_SEARCHED)
 
 
@@ -39,7 +41,7 @@ def range_of(sample: Sample, quantizer: Quantizer, method: str, percentile: floa
     ----------
     quantizer : Quantizer
         What the range is for: its levels decide where clipping pays.
-    method : {"min-max", "percentile", "mse", "aciq", "kl"}
+    method : {"min-max", "percentile", "mse", "aciq", "kl", "lsq"}
     percentile : float
         Percent of the numbers left outside at either end, 0 to below 50, for `method="percentile"`.
 

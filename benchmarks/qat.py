@@ -1,0 +1,163 @@
+"""Quantisation-aware training beside the tables of Nagel et al. 2021: `benchmarks/qat.py [SECTION …] [NETWORK …]`.
+
+Sections are `norms` (their Table 7), `starts` (8), `equalization` (9) and `bits` (10). What is trained is compared
+with the network in fp32, trained as long on the same images: training alone may lift it. Figures are of the whole test
+set, which nothing is chosen on; epochs are chosen on training images held out. With several seeds of the order of
+training and of calibration (`--seeds`) they are means, with the least and the greatest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from nagel import TRAINED
+from ptq import cell, step
+from subjects import SUBJECTS, Subject, decoded, score, through
+from timing import check, finish, heading, machine, show, table
+
+from deepcomp.model.data import Data
+from deepcomp.steps import Step
+
+NETWORKS = ("resnet20", "mobilenet")
+BITS = ((8, 8), (4, 8), (4, 4), (2, 8))  # of weights and activations
+Found = list[float]
+
+
+class Bench:
+    """One network, its images, and how it is trained."""
+
+    def __init__(self, subject: Subject, options: argparse.Namespace) -> None:
+        self.subject, self.options = subject, options
+        data = subject.load(options.items)
+        train = decoded(data.train, options.images) if options.images else data.train
+        self.data = Data(train, data.test, data.metric)
+
+    def of(self, steps: Sequence[Step]) -> Found:
+        """Accuracy after some steps, for each seed."""
+        return [score(through(self.subject, self.data, steps, seed), self.data) for seed in range(self.options.seeds)]
+
+    def train(self) -> Step:
+        chosen = self.options
+        return step("finetune", epochs=chosen.epochs, rate=chosen.rate, optimiser=chosen.optimiser, augment="flip-crop")
+
+    @cached_property
+    def float(self) -> Found:
+        """The network in fp32, trained as all others are."""
+        return self.of([self.train()])
+
+    def both(self, steps: Sequence[Step], behind: Sequence[Step] = ()) -> tuple[Found, Found]:
+        """Without training and with it."""
+        return self.of([*steps, *behind]), self.of([*steps, self.train(), *behind])
+
+    def gap(self, found: Found) -> float:
+        """Points below the network in fp32."""
+        return statistics.fmean(self.float) - statistics.fmean(found)
+
+
+def grids(weights: int, activations: int, per: str, range: str = "mse", of_activations: str = "mse") -> list[Step]:
+    """Weights and activations on grids."""
+    return [
+        step("quantize", bits=weights, per=per, range=range),
+        step("quantize-activations", bits=activations, range=of_activations),
+    ]
+
+
+def norms(bench: Bench) -> None:
+    """What becomes of batch norms."""
+    rows = []
+    fold, equalize = step("fold-bn"), step("equalize")
+    for weights, activations in ((4, 8), (4, 4)):
+        tensor, channel = (grids(weights, activations, per) for per in ("tensor", "channel"))
+        ways = {
+            "folded, per tensor": bench.both([fold, equalize, *tensor]),
+            "folded, per channel": bench.both([fold, *channel]),
+            "kept, merged behind, per channel": bench.both(channel, [fold]),
+        }
+        rows += [[f"W{weights}A{activations}, {name}", *map(cell, found)] for name, found in ways.items()]
+    table(["batch norms", "before", "trained"], rows)
+
+
+def starts(bench: Bench) -> None:
+    """Where ranges start."""
+    rows = []
+    fold, equalize = step("fold-bn"), step("equalize")
+    for range in ("min-max", "mse", "lsq"):
+        found = bench.both([fold, equalize, *grids(4, 8, "tensor", range)])
+        rows.append([f"W4A8, weights {range}", *map(cell, found)])
+    for range in ("min-max", "mse", "lsq"):
+        found = bench.both([fold, equalize, *grids(4, 4, "tensor", "mse", range)])
+        rows.append([f"W4A4, activations {range}", *map(cell, found)])
+    table(["start, per tensor", "before", "trained"], rows)
+
+
+def equalization(bench: Bench) -> None:
+    """Whether equalisation and bias correction come first, with one scale a layer."""
+    rows = []
+    fold, equalize, correct = step("fold-bn"), step("equalize"), step("correct-bias", by="data")
+    weights, activations = grids(4, 8, "tensor")
+    ways: dict[str, list[Step]] = {
+        "as trained": [fold, weights, activations],
+        "equalised": [fold, equalize, weights, activations],
+        "equalised, bias correction": [fold, equalize, weights, correct, activations],
+    }
+    for name, steps in ways.items():
+        found = bench.both(steps)
+        rows.append([name, *map(cell, found)])
+    table(["W4A8, per tensor", "before", "trained"], rows)
+
+
+def bits(bench: Bench) -> None:
+    """The recipe: bits against granularity."""
+    rows = []
+    bounds = {(4, 8): 0.3, (4, 4): 1.5}
+    for per in ("tensor", "channel"):
+        for pair in BITS:
+            before, trained = bench.both([step("fold-bn"), step("equalize"), *grids(*pair, per)])
+            name = f"W{pair[0]}A{pair[1]}, per {per}"
+            rows.append([name, cell(before), cell(trained), f"{bench.gap(trained):+.2f}"])
+            gained = statistics.fmean(trained) - statistics.fmean(before)
+            check(f"{name}: points gained by training", gained, 0, at_most=False)
+            if per == "channel" and pair in bounds and bench.subject.model == "resnet20":
+                check(f"{name}: points below fp32", bench.gap(trained), bounds[pair])
+    table(["", "before", "trained", "below fp32"], rows)
+
+
+SECTIONS = {"norms": norms, "starts": starts, "equalization": equalization, "bits": bits}
+
+
+def main() -> int:
+    """Train networks in all ways of some sections."""
+    parser = argparse.ArgumentParser(description="Quantisation-aware training beside Nagel et al. 2021.")
+    parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *NETWORKS]))
+    parser.add_argument("--items", type=int, default=0, help="test images, the first ones (default: all)")
+    parser.add_argument("--images", type=int, default=0, help="training images, the first ones (default: all)")
+    parser.add_argument("--epochs", type=int, default=2, help="of training (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.01, help="learning rate (default: %(default)s)")
+    parser.add_argument("--optimiser", default="sgd", help="sgd, adam or adamw (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: %(default)s)")
+    options = parser.parse_args()
+    if unknown := set(options.what) - {*SECTIONS, *NETWORKS}:
+        parser.error(f"{min(unknown)}: one of {', '.join([*SECTIONS, *NETWORKS])} expected")
+    torch.set_num_threads(1)
+    machine()
+    sections = [name for name in SECTIONS if name in options.what] or list(SECTIONS)
+    for name in [name for name in NETWORKS if name in options.what] or NETWORKS:
+        bench = Bench(SUBJECTS[name], options)
+        heading(f"{bench.subject.title}, {options.epochs} epochs of {options.optimiser}, rate {options.rate}")
+        show("fp32, as it was", cell(bench.of([])[:1]))
+        show("fp32, trained as long on the same images", cell(bench.float))
+        for section in sections:
+            heading(f"{bench.subject.title}: {section}")
+            SECTIONS[section](bench)
+            print()
+            table(*TRAINED[section])
+    return finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
