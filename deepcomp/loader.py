@@ -355,7 +355,8 @@ def _unpack(entry: Entry, body: memoryview, offset: int) -> Packed:
     for part in entry.parts:
         one = Packed(part.code, facts=part.facts)
         for name, (count, length) in part.symbols.items():
-            one.symbols[name] = entropy.decode(body[position : position + length], count, offset + position)
+            stream = body[position : position + length]
+            one.symbols[name] = entropy.decode(stream, count, offset + position, entry.shape)
             position += length
         for name, (kind, count) in part.tables.items():
             one.tables[name] = np.frombuffer(body, kind, count, position)

@@ -16,8 +16,8 @@ from deepcomp.container import Writer
 from deepcomp.entry import GRAPH, MAX_METADATA, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
 from deepcomp.errors import InputError
 from deepcomp.model.capture import Captured
-from deepcomp.network import Network
-from deepcomp.weights import Packed
+from deepcomp.network import FAST, SMALLEST, Network
+from deepcomp.weights import Form, Packed
 from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.exact import exact
 
@@ -58,10 +58,11 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
         return entry
 
     def encode(name: str) -> tuple[Entry, entropy.Parts]:
-        tensor = net.tensors[name]
-        entry = describe(name, tensor)
-        form = net.form(name) or exact(tensor)
-        return entry, pack(form.pack(), entry)
+        tensor, found = net.tensors[name], []
+        for packed, coder in _ways(net.form(name) or exact(tensor), net.coders.get(name, FAST)):
+            entry = describe(name, tensor)
+            found.append((entry, pack(packed, entry, coder)))
+        return min(found, key=lambda one: len(one[0].pack()) + one[0].body)
 
     def encoded(name: str) -> tuple[Entry, entropy.Parts] | None:
         return None if name in net.tied else encode(name)
@@ -84,12 +85,21 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
     writer.add(METADATA, "", notes)
 
 
-def pack(packed: Packed, entry: Entry) -> entropy.Parts:
+def _ways(form: Form, coder: str) -> Iterator[tuple[Packed, str]]:
+    """What a weight may be packed as, and how the symbols of its elements are coded."""
+    aligned = None if coder == FAST else form.aligned()
+    if aligned is None or coder == SMALLEST:
+        yield form.pack(), "auto"
+    if aligned is not None:
+        yield aligned, "context"
+
+
+def pack(packed: Packed, entry: Entry, coder: str = "auto") -> entropy.Parts:
     """Code a weight's symbols; note in `entry` what stands where, and return the parts of the body."""
     body: entropy.Parts = []
     part = Part(packed.code, packed.facts)
     for name, symbols in packed.symbols.items():
-        stream = entropy.encode_parts(symbols)
+        stream = entropy.encode_parts(symbols, coder if len(symbols) == entry.count else "auto", entry.shape)
         part.symbols[name] = (len(symbols), sum(map(len, stream)))
         body += stream
     for name, table in packed.tables.items():
@@ -97,7 +107,7 @@ def pack(packed: Packed, entry: Entry) -> entropy.Parts:
         part.tables[name] = (TABLE_TYPES[TABLE_TYPES.index(table.dtype)], table.size)
         body.append(table.reshape(-1).view(np.uint8).data)
     entry.parts.append(part)
-    return body + (pack(packed.inner, entry) if packed.inner is not None else [])
+    return body + (pack(packed.inner, entry, coder) if packed.inner is not None else [])
 
 
 def pack_graph(captured: Captured, numbers: dict[str, int]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deepcomp.steps.absorb_bias import AbsorbBias
 from deepcomp.steps.adaround import AdaRound
 from deepcomp.steps.allocate import Allocate
+from deepcomp.steps.code import Code
 from deepcomp.steps.correct_bias import CorrectBias
 from deepcomp.steps.equalize import Equalize
 from deepcomp.steps.finetune import Finetune
@@ -39,5 +40,6 @@ STEPS: dict[str, type[Step]] = {
         QuantizeFeedback,
         QuantizeActivations,
         Store,
+        Code,
     )
 }
