@@ -1,7 +1,7 @@
 """Outlier channel splitting beside clipping, as Zhao et al. 2019 compare them: `benchmarks/ocs.py [NETWORK …]`.
 
 Weights share one scale a layer, or a channel (`--per`). For each bit-width: ways to clip; splits without clipping; the
-same splits with the way to clip that does best without them; and splits into plain halves. Best means best on
+same splits with the way to clip that does best on them; and splits into plain halves. Best means best on
 the test items, as in the paper. With `--activations 8` activations are quantised too, on grids that the network
 in fp32 has set, and figures are means over draws of calibration data.
 """
@@ -76,19 +76,16 @@ class Bench:
     def best(self, *found: Figures) -> Figures:
         return max(found, key=lambda figures: self.gain(figures, found[0]))
 
-    def best_clip(self, bits: int) -> str:
-        """The way to clip with which weights that are not split do best."""
-        return max(CLIPS, key=lambda clip: self.gain(self.cell(bits, clip), self.cell(bits, CLIPS[0])))
+    def clipped(self, bits: int, ratio: float) -> Figures:
+        """The figures of the way to clip with which weights split at a ratio do best."""
+        return self.best(*(self.cell(bits, clip, ratio) for clip in CLIPS))
 
     def column(self, bits: int) -> dict[str, Figures]:
         """The figures of one bit-width, by what is done."""
-        clip = self.best_clip(bits)
         found = {"no clip": self.cell(bits, WHOLE)} | {f"clip: {name}": self.cell(bits, name) for name in CLIPS}
         found |= {f"OCS {ratio}": self.cell(bits, WHOLE, ratio) for ratio in RATIOS}
-        found |= {f"OCS {ratio} + best clip": self.cell(bits, clip, ratio) for ratio in RATIOS}
-        found |= {f"OCS {ratio}, plain halves": self.cell(bits, WHOLE, ratio, "half") for ratio in RATIOS}
-        show(f"{bits} bits, best clip", clip)
-        return found
+        found |= {f"OCS {ratio} + best clip": self.clipped(bits, ratio) for ratio in RATIOS}
+        return found | {f"OCS {ratio}, plain halves": self.cell(bits, WHOLE, ratio, "half") for ratio in RATIOS}
 
 
 def grid(bench: Bench) -> dict[str, float]:

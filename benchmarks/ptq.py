@@ -2,7 +2,7 @@
 
 Sections are `weights` (their Table 1), `activations` (2), `equalization` (3 and 4), `rounding` (5) and `recipe` (6).
 Figures are of the whole test set, which nothing is chosen on. Where calibration data is used, they
-are means of three draws of it, with the least and the greatest.
+are means of three draws of it (`--seeds`), with the least and the greatest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from deepcomp.recipe import Recipe
 from deepcomp.steps import STEPS, Step
 from deepcomp.weights.ranges import RANGES
 
-SEEDS = (0, 1, 2)
 BITS = (8, 6, 4)
 
 Ways = dict[str, Callable[[int], list[Step]]]
@@ -35,8 +34,8 @@ def step(do: str, **settings: object) -> Step:
 class Bench:
     """One network and its data."""
 
-    def __init__(self, subject: Subject, items: int) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, items: int, seeds: int) -> None:
+        self.subject, self.seeds = subject, tuple(range(seeds))
         self.data = subject.load(items)
         self.images = self.data.metric == "accuracy"
         self.float = self.of([])[0]
@@ -82,8 +81,8 @@ def activations(bench: Bench) -> None:
     def way(**settings: object) -> Callable[[int], list[Step]]:
         return lambda bits: [step("fold-bn"), step("quantize-activations", bits=bits, **settings)]
 
-    bench.grid("range of activations", {range: way(range=range, logits=range) for range in RANGES}, SEEDS)
-    bench.grid("", {"mse, cross-entropy of logits": way(range="mse", logits="cross-entropy")}, SEEDS)
+    bench.grid("range of activations", {range: way(range=range, logits=range) for range in RANGES}, bench.seeds)
+    bench.grid("", {"mse, cross-entropy of logits": way(range="mse", logits="cross-entropy")}, bench.seeds)
     without = {f"dynamic, per {per}": way(dynamic=per) for per in ("tensor", "token")}
     if bench.images:
         without["batch norm, 6σ"] = way(range="batch-norm")
@@ -113,7 +112,7 @@ def equalization(bench: Bench) -> None:
         cells = []
         for bits in BITS:
             chain = [*steps, step("quantize", bits=bits, per=per, range="min-max"), *more]
-            found[name, bits] = bench.of([*chain, step("quantize-activations", bits=8)], SEEDS)
+            found[name, bits] = bench.of([*chain, step("quantize-activations", bits=8)], bench.seeds)
             cells.append(cell(found[name, bits]))
         rows.append([name, cell(bench.of(steps)), *cells])
     table(["per tensor but where it says otherwise", "fp32", *(f"W{bits}A8" for bits in BITS)], rows)
@@ -133,7 +132,7 @@ def rounding(bench: Bench) -> None:
             "AdaRound": [step("adaround")],
         }
         for name, more in ways.items():
-            found[per, name] = bench.of([step("fold-bn"), grid, *more], SEEDS if more else (0,))
+            found[per, name] = bench.of([step("fold-bn"), grid, *more], bench.seeds if more else (0,))
             rows.append([f"{name}, {per}", cell(found[per, name])])
     table(["W4", "all layers"], rows)
     for per in ("tensor", "channel"):
@@ -149,7 +148,7 @@ def recipe(bench: Bench) -> None:
         for per in ("tensor", "channel"):
             for bits in (8, 4):
                 steps = Recipe.load("ptq", {"quantize.per": per, "quantize.bits": bits}, calibrated).steps
-                cells[per, bits] = bench.of(steps, SEEDS if calibrated else (0,))
+                cells[per, bits] = bench.of(steps, bench.seeds if calibrated else (0,))
         rows.append(["with data" if calibrated else "without", f"{bench.float:.2f}", *map(cell, cells.values())])
         if calibrated and bench.images:
             check("W8A8 per channel, points lost", -bench.gain(cells["channel", 8], [bench.float]), 0.5)
@@ -171,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Post-training quantisation beside Nagel et al. 2021.")
     parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *SUBJECTS]))
     parser.add_argument("--items", type=int, default=0, help="test items, the first ones (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data (default: %(default)s)")
     options = parser.parse_args()
     if unknown := set(options.what) - {*SECTIONS, *SUBJECTS}:
         parser.error(f"{min(unknown)}: one of {', '.join([*SECTIONS, *SUBJECTS])} expected")
@@ -178,7 +178,7 @@ def main() -> int:
     machine()
     sections = [name for name in SECTIONS if name in options.what] or list(SECTIONS)
     for subject in [SUBJECTS[name] for name in SUBJECTS if name in options.what] or SUBJECTS.values():
-        bench = Bench(subject, options.items)
+        bench = Bench(subject, options.items, options.seeds)
         for name in sections:
             heading(f"{subject.title}, fp32 {bench.float:.2f} {'%' if bench.images else 'perplexity'}: {name}")
             SECTIONS[name](bench)

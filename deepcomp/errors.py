@@ -14,6 +14,7 @@ __all__ = [
     "CaptureError",
     "DeepcompError",
     "FormatError",
+    "InfeasibleError",
     "InputError",
     "MissingTensorError",
     "UsageError",
@@ -28,6 +29,22 @@ class DeepcompError(Exception):
 
 class UsageError(DeepcompError, ValueError):
     """The call itself is wrong: an unknown recipe, setting, model or data name."""
+
+
+class InfeasibleError(UsageError):
+    """A setting asks for more than can be done.
+
+    Attributes
+    ----------
+    setting : str
+        As `step.key`.
+    nearest : float
+        Its nearest value that can be kept.
+    """
+
+    def __init__(self, setting: str, value: float, nearest: float) -> None:
+        super().__init__(f"{setting} = {value}: {nearest} is the least that can be kept")
+        self.setting, self.nearest = setting, nearest
 
 
 class InputError(DeepcompError):

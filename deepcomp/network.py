@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -14,8 +14,10 @@ from deepcomp.entry import BUFFER, CONSTANT, PARAMETER
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.data import Data, Inputs, batches, draw
+from deepcomp.model.edit import Edit
 from deepcomp.model.graph import Value
-from deepcomp.model.layers import Layers
+from deepcomp.model.layers import Layer, Layers
+from deepcomp.model.quantizers import bypassed, quantizers
 from deepcomp.runtime.interpreter import Interpreter, Role, trace
 from deepcomp.weights import Form, Mask
 
@@ -68,6 +70,8 @@ class Network:
     seed : int
     progress : callable, optional
         Called as `progress(what, done, total)`.
+    measure : callable, optional
+        Gives the bytes of the file that a network would make.
     checkpoints : Checkpoints, optional
         Where training keeps what it has reached.
     runs : int
@@ -91,6 +95,7 @@ class Network:
     data: Data | None = None
     seed: int = 0
     progress: Callable[[str, int, int], None] | None = None
+    measure: Callable[[Network], int] | None = None
     checkpoints: Checkpoints | None = None
     runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
@@ -220,6 +225,18 @@ class Network:
         self.captured = Captured(captured.graph, captured.names, own)
         self.module = self.interpreter()
 
+    def biases(self, what: str, layers: Sequence[Layer]) -> list[str]:
+        """The names of some layers' biases; a layer without one gets one of zeros (see `rewire`)."""
+        assert self.captured is not None
+        edit, names = Edit(self.captured, self.tensors), []
+        for layer in layers:
+            names.append(layer.bias or edit.beside(layer.weight, "bias"))
+            if layer.bias is None:
+                edit.set_bias(layer, edit.bias(layer))
+        if edit.changed:
+            self.rewire(what, edit.finish(), edit.changed)
+        return names
+
     def interpreter(self, formed: bool = False) -> Interpreter:
         """The network as its operations run it, with copies of its tensors.
 
@@ -237,6 +254,12 @@ class Network:
         }
         tensors = [(n, own[self.tied.get(n, n)], _ROLES[self.roles.get(n, PARAMETER)]) for n in self.tensors]
         return Interpreter(self.captured.graph, self.captured.names, tensors)
+
+    def original(self) -> Network:
+        """The network as it was: its original tensors, and no activation quantised. It shares data and seed."""
+        assert self.captured is not None
+        graph = self.captured.graph
+        return replace(self, forms={}, captured=replace(self.captured, graph=bypassed(graph, quantizers(graph))))
 
     @torch.no_grad()
     def observe(

@@ -6,12 +6,13 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from deepcomp import loader
@@ -27,7 +28,7 @@ from deepcomp.network import Network
 from deepcomp.opening import Given
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
-from deepcomp.serializer import write
+from deepcomp.serializer import measure, write
 from deepcomp.sizes import parse_size
 from deepcomp.training import Checkpoints
 from deepcomp.version import __version__
@@ -53,12 +54,14 @@ class Report:
         `do`, `seconds`, and what the step reports.
     metric : dict or None
         `name`, `before`, `after` and `drop` (how much worse, in the metric's unit); None without data.
-        `after` and `drop` are None where the result cannot be measured.
+        `after` and `drop` are None where the result cannot be measured. Where `max_drop` was judged on a validation
+        set, `validation` has `before`, `after` and `drop` on that.
     tensors : list of dict
         See `report.inspection.inspect`.
     warnings : list of str
     points : list of dict
-        With a budget: every run of the search, its dial's value, bytes and quality.
+        With a budget: every run of the search, from large files to small ones: `setting`, `value`, `bytes`, `ratio`,
+        and with data `metric`, `quality`, `drop` and maybe `validation`, as in `metric`.
     """
 
     input: str
@@ -128,7 +131,8 @@ def compress(
         Bytes the file may have, or a text as `300kB`: the mildest settings that fit are found.
     max_drop : float, optional
         How much worse the metric may get, in its own unit: the strongest settings that keep it are
-        found; with `max_size`, the mildest that fit must keep it. Needs `data`. See `deepcomp.budget`.
+        found; with `max_size`, the mildest that fit must keep it. Needs `data`: it is judged on the validation set
+        where that has one, so that nothing is chosen on the test set, else on the test set. See `deepcomp.budget`.
     pareto : path-like, optional
         Where to write the whole size–quality curve, as JSON, with a drawing beside it.
     seed : int
@@ -170,13 +174,14 @@ def compress(
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
     checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
     job = Job(network, recipe, model, example_inputs, found, seed, max_bytes, progress, jobs, checkpoints)
+    judge = _Judge(found, max_drop is not None)
     settings = settings or {}
     try:
         if not budget:
-            report = _run(job, settings, Path(out), force)
+            report = _run(job, judge, settings, Path(out), force)
         else:
             plan = Recipe.load(recipe, settings, found is not None)
-            report = search(budget, plan, settings, partial(_run, job), Path(out), force)
+            report = search(budget, plan, settings, partial(_run, job, judge), Path(out), force)
     except BudgetError:
         checkpoints.clear()
         raise
@@ -195,28 +200,27 @@ def _check_targets(targets: Iterable[Path], network: Given, force: bool) -> None
         others.append(target)
 
 
-def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> Report:
+def _run(job: Job, judge: _Judge, settings: dict[str, Any], out: Path, force: bool = False) -> Report:
     """One pass: read, measure, run the steps, write, measure again."""
     plan = Recipe.load(job.recipe, settings, job.data is not None)
     told: list[str] = []
     with Writer(out, force) as writer, one_thread():
         net, source = job.open()
-        before = None if net.data is None or net.module is None else _quality(net, net.module)
+        judge.see(net)
         try:
             job.capture(net)
         except CaptureError as error:
             told.append(f"weights alone are stored: {error}")
-        rows = list(job.run(net, plan.steps))
         metadata: dict[str, Any] = {"recipe": plan.name, "seed": job.seed, "version": __version__}
         if plan.lossless and source.notes:
             metadata["source"] = source.notes
+        net.measure = partial(measure, metadata=metadata, jobs=job.jobs)
+        rows = list(job.run(net, plan.steps))
         for done, _ in enumerate(write(net, writer, metadata, job.jobs), 1):
             if job.progress:
                 job.progress("encode", done, len(net.tensors))
-    metric = None
-    if before is not None:
-        with one_thread():
-            metric = _judge(net, out, before, told)
+    with one_thread():
+        metric = judge.compare(net, out, told)
     return Report(
         input=called(job.network),
         output=os.fspath(out),
@@ -234,24 +238,58 @@ def _run(job: Job, settings: dict[str, Any], out: Path, force: bool = False) -> 
     )
 
 
-def _quality(net: Network, module: nn.Module) -> Score:
-    """How good a module is on the network's data: by the metric, or by how far it is from the original."""
-    assert net.data is not None
+class _Judge:
+    """How good files are beside the original, which is measured once, however many files are made of it.
+
+    Parameters
+    ----------
+    data : Data or None
+        Without it, nothing is measured.
+    validates : bool
+        Whether files are to be measured on the validation set, too.
+    """
+
+    def __init__(self, data: Data | None, validates: bool) -> None:
+        self._sets = [] if data is None else [data]
+        if data is not None and data.validation is not None and validates:
+            self._sets.append(replace(data, test=data.validation))
+        self._before: list[Score] = []
+
+    def see(self, net: Network) -> None:
+        """Measure the original; random numbers drawn meanwhile change nothing of what follows."""
+        if not self._before and net.module is not None:
+            with torch.random.fork_rng(devices=[]):
+                self._before = [_quality(net, net.module, data) for data in self._sets]
+
+    def compare(self, net: Network, out: Path, told: list[str]) -> dict[str, Any] | None:
+        """The quality before and after, measured on what the file gives back."""
+        if not self._before:
+            return None
+        after: list[Score | None]
+        try:
+            module = _reload(net, out)
+            after = [_quality(net, module, data) for data in self._sets]
+        except InputError as error:  # the network is broken: the file is still what was asked for
+            told.append(f"after compression {self._before[0].name} cannot be measured: {error}")
+            after = [None for _ in self._sets]
+        test, *validation = map(_beside, self._before, after)
+        return {"name": self._before[0].name, **test} | ({"validation": validation[0]} if validation else {})
+
+
+def _quality(net: Network, module: nn.Module, data: Data) -> Score:
+    """How good a module is on some data: by the metric, or by how far it is from the original."""
     assert net.teacher is not None
-    if net.data.metric is None or net.data.test is None:
-        moved = output_change(net.teacher, module, net.data)
+    if data.metric is None or data.test is None:
+        moved = output_change(net.teacher, module, data)
         return Score("change of outputs", moved, higher_is_better=False)
-    return evaluate(module, net.data)
+    return evaluate(module, data)
 
 
-def _judge(net: Network, out: Path, before: Score, told: list[str]) -> dict[str, Any]:
-    """The quality before and after, measured on what the file gives back."""
-    try:
-        after = _quality(net, _reload(net, out))
-    except InputError as error:  # the network is broken: the file is still what was asked for
-        told.append(f"after compression {before.name} cannot be measured: {error}")
-        return {"name": before.name, "before": before.value, "after": None, "drop": None}
-    return {"name": before.name, "before": before.value, "after": after.value, "drop": drop(before, after)}
+def _beside(before: Score, after: Score | None) -> dict[str, Any]:
+    """One quality beside the other, which may be missing."""
+    if after is None:
+        return {"before": before.value, "after": None, "drop": None}
+    return {"before": before.value, "after": after.value, "drop": drop(before, after)}
 
 
 def _reload(net: Network, out: Path) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from deepcomp.errors import UsageError
 from deepcomp.steps import STEPS, Step
 
-__all__ = ["Recipe", "names"]
+__all__ = ["Dial", "Recipe", "names"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,25 @@ def names() -> list[str]:
     """The built-in recipes."""
     found = resources.files("deepcomp.recipes").iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml"))
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The setting of a recipe that budgets turn.
+
+    Attributes
+    ----------
+    set : str
+        As `step.key`.
+    values : list
+        From mild to strong.
+    size : str
+        A setting that takes the bytes of the whole file, so that a limit is handed over to it; empty where none does.
+    """
+
+    set: str
+    values: list[Any]
+    size: str = ""
 
 
 @dataclass
@@ -35,13 +54,12 @@ class Recipe:
     name : str
         A built-in name, or the stem of the file.
     steps : list of Step
-    dial : tuple of str and list, optional
-        The setting that budgets turn, as `step.key`, and its values from mild to strong.
+    dial : Dial, optional
     """
 
     name: str
     steps: list[Step] = field(default_factory=list)
-    dial: tuple[str, list[Any]] | None = None
+    dial: Dial | None = None
 
     @property
     def lossless(self) -> bool:
@@ -107,28 +125,32 @@ class Recipe:
             _step(row, f"recipe {name}")
         taken = [row for row in rows if row.get("when") in (None, _WHEN[data])]
         here = name if len(taken) == len(rows) else f"{name} {'with' if data else 'without'} data"
-        taken = _with_settings(taken, settings or {}, here)
-        return cls(name, [_step(row, f"recipe {name}") for row in taken], _dial(table.get("dial"), rows, taken, name))
+        steps = [_step(row, f"recipe {name}") for row in _with_settings(taken, settings or {}, here)]
+        return cls(name, steps, _dial(table.get("dial"), rows, taken, name))
 
 
 _WHEN = {True: "data", False: "no-data"}
 
 
-def _dial(
-    table: Any, rows: list[dict[str, Any]], taken: list[dict[str, Any]], name: str
-) -> tuple[str, list[Any]] | None:
-    """The dial of a recipe; None where it has none, or the step it turns is not taken."""
+def _dial(table: Any, rows: list[dict[str, Any]], taken: list[dict[str, Any]], name: str) -> Dial | None:
+    """The dial of a recipe; None where it has none, or a step it turns is not taken."""
     if table is None:
         return None
-    path, values = (table.get("set"), table.get("values")) if isinstance(table, dict) else (None, None)
-    if not (isinstance(path, str) and isinstance(values, list) and values and len(table) == 2):
-        raise UsageError(f'recipe {name}: [dial] holds set = "step.key" and values = [mild, …, strong]')
-    if path.partition(".")[0] in {row["do"] for row in rows} - {row["do"] for row in taken}:
+    kinds = {"set": str, "values": list, "size": str}
+    known = isinstance(table, dict) and {"set", "values"} <= table.keys() <= kinds.keys()
+    if not (known and all(isinstance(value, kinds[key]) and value for key, value in table.items())):
+        raise UsageError(
+            f'recipe {name}: [dial] holds set = "step.key", values = [mild, …, strong], and perhaps size = "step.key"'
+        )
+    dial = Dial(**table)
+    settings = [(dial.set, value) for value in dial.values] + ([(dial.size, 1)] if dial.size else [])
+    left_out = {row["do"] for row in rows} - {row["do"] for row in taken}
+    if any(path.partition(".")[0] in left_out for path, _ in settings):
         return None
-    for value in values:
+    for path, value in settings:
         for row in _with_settings(taken, {path: value}, name):
             _step(row, f"recipe {name}: dial")
-    return path, values
+    return dial
 
 
 def _with_settings(rows: list[dict[str, Any]], settings: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from deepcomp.weights import Form, Packed
 from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.exact import exact
 
-__all__ = ["write"]
+__all__ = ["measure", "write"]
 
 
 def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1) -> Iterator[str]:
@@ -83,6 +85,13 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
     if net.captured is not None:
         writer.add(GRAPH, "", pack_graph(net.captured, numbers))
     writer.add(METADATA, "", notes)
+
+
+def measure(net: Network, metadata: dict[str, Any], jobs: int = 1) -> int:
+    """The bytes of the file that `write` makes, found by making it."""
+    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / "measured.dcz") as writer:
+        deque(write(net, writer, metadata, jobs), maxlen=0)
+    return writer.size
 
 
 def _ways(form: Form, coder: str) -> Iterator[tuple[Packed, str]]:

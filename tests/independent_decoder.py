@@ -23,7 +23,7 @@ TYPES, ROLES = NAMES.split(), ["parameter", "buffer", "constant"]
 WORD_BYTES = [4, 2, 2, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1, 1, 1, 1, 1, 1, 4, 8]
 FLOATS = {0: (8, 23), 1: (5, 10), 2: (8, 7), 3: (11, 52)}  # bits of exponent and fraction
 BOOL, ROTATED, WORDS = 12, {0, 1, 2, 3, 18, 19}, [1] * 18 + [2, 2]  # words of an element
-RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED = 1, 2, 3, 4, 5, 6
+RAW, CODEBOOK, MASK, ROWS, GRID, SHIFTED, SCALED = 1, 2, 3, 4, 5, 6, 7
 TABLE_BYTES, WORD_TABLES = [1, 2, 4, 8, 4, 1], {1: 0, 2: 1, 4: 2, 8: 3}  # the type of a table of words, by their bytes
 GAPS = {134, *range(100, 128), *range(154, 160), *range(171, 176), *range(187, 192), 206, 207, *range(229, 240)}
 GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432), *range(461, 464)}
@@ -206,7 +206,7 @@ def tensor_words(parts: list[Part], kind: int, shape: list[int]) -> list[int]:
         slices, size = tensor_words(inner, kind, [facts[0], *shape[1:]]), math.prod(shape[1:])
         return [word for row in arrays[0] for word in slices[row * size : (row + 1) * size]]
     if form == MASK:
-        need(counts == (0, 1, 0) and len(inner) == 1 and inner[0].form in (RAW, CODEBOOK, GRID), "mask")
+        need(counts == (0, 1, 0) and len(inner) == 1 and inner[0].form in (RAW, CODEBOOK, GRID, SCALED), "mask")
         positions = [position - 1 for position in itertools.accumulate(gap + 1 for gap in arrays[0])]
         need(not positions or positions[-1] < elements, "mask: a position beyond the tensor")
         words = [0] * elements
@@ -219,8 +219,9 @@ def tensor_words(parts: list[Part], kind: int, shape: list[int]) -> list[int]:
 
 def form_values(part: Part, kind: int, shape: list[int], positions: list[int] | range) -> list[int]:
     """Section 4: the words of the values at some positions."""
-    need(part.form in (RAW, CODEBOOK, GRID, SHIFTED), "an unknown form")
-    words = {RAW: raw, CODEBOOK: codebook, GRID: grid, SHIFTED: shifted}[part.form](part, kind, shape, positions)
+    forms = {RAW: raw, CODEBOOK: codebook, GRID: grid, SHIFTED: shifted, SCALED: scaled}
+    need(part.form in forms, "an unknown form")
+    words = forms[part.form](part, kind, shape, positions)
     need(len(words) == len(positions) * WORDS[kind], "another number of values")
     need(kind != BOOL or max(words, default=0) <= 1, "a bool is 0 or 1")
     return words
@@ -266,29 +267,63 @@ def codebook(part: Part, kind: int, *_: object) -> list[int]:
 def grid(part: Part, kind: int, shape: list[int], positions: list[int] | range) -> list[int]:
     """Section 4.5."""
     need((len(part.facts), len(part.tables)) == (6, 1) and kind in FLOATS, "grid")
-    (bits, symmetric, axis, group, size, lowest), (table, scale) = part.facts, part.tables[0]
-    need(1 <= bits <= 16 and symmetric in (0, 1) and -1 <= axis < len(shape), "grid: facts")
+    bits, symmetric, axis, group, size, lowest = part.facts
+    need(1 <= bits <= 16 and symmetric in (0, 1), "grid: facts")
     need(len(part.arrays) == 2 - symmetric and len(part.arrays[0]) == len(positions), "grid: arrays")
+    count, blocks = blocks_of(shape, axis, group, size, positions)
+    scale = scales(*part.tables[0], count)
+    zero_point = [2 ** (bits - 1) - 1] * count if symmetric else part.arrays[1]
+    need(len(zero_point) == count and max(zero_point) < 2**bits, "grid: zero-points, or one beyond the grid")
+    need(all(0 <= q + lowest < 2**bits - symmetric for q in part.arrays[0]), "grid: an integer beyond the grid")
+    held = zip(part.arrays[0], blocks, strict=True)
+    return [product(scale[block], q + lowest - zero_point[block], kind) for q, block in held]
+
+
+def scaled(part: Part, kind: int, shape: list[int], positions: list[int] | range) -> list[int]:
+    """Section 4.7."""
+    need((len(part.facts), len(part.arrays), len(part.tables)) == (5, 2, 1) and kind in FLOATS, "scaled")
+    (sides, axis, group, size, lowest), (q, levels) = part.facts, part.arrays
+    need(sides in (1, 2) and len(q) == len(positions), "scaled: sides, or the number of values")
+    need(all(a < b for a, b in itertools.pairwise(levels)), "scaled: levels that do not ascend")
+    need(all(-(2**16) <= level + lowest <= 2**16 for level in levels), "scaled: a level out of range")
+    need(max(q, default=-1) < len(levels), "scaled: a level that is not there")
+    count, blocks = blocks_of(shape, axis, group, size, positions)
+    scale, values = scales(*part.tables[0], sides * count), []
+    for number, block in zip(q, blocks, strict=True):
+        level = levels[number] + lowest
+        values.append(product(scale[sides * block + (sides == 2 and level < 0)], level, kind))
+    return values
+
+
+def blocks_of(
+    shape: list[int], axis: int, group: int, size: int, positions: list[int] | range
+) -> tuple[int, list[int]]:
+    """Section 4.5, how many blocks there are, and which one each position is in."""
+    need(-1 <= axis < len(shape), "an axis that is none")
     C, inner = (shape[axis], math.prod(shape[axis + 1 :])) if axis >= 0 else (1, math.prod(shape))
     J = math.prod(shape[: max(axis, 0)]) * inner
-    need(1 <= group <= C and 0 <= size <= (J if axis >= 0 else 0) and (group == 1 or size == 0), "grid: blocks")
-    blocks = 1 if axis < 0 else C * -(-J // size) if size else -(-C // group)
-    zero_point = [2 ** (bits - 1) - 1] * len(scale) if symmetric else part.arrays[1]
-    need(table in (0, 4, 5) and len(scale) == len(zero_point) == blocks, "grid: type of scale, or number of blocks")
-    need(max(zero_point) < 2**bits, "grid: a zero-point beyond the grid")
-    if table == 5:
-        scale = [word_of(math.ldexp(1, e - (e >> 7 << 8)), 0) for e in scale]
-    if table == 0:
-        scale = [word_of(math.ldexp(8 + b % 8, b // 8 - 34), 0) for b in scale]
-    need(all(s >> 23 & 255 != 255 for s in scale), "grid: a scale that is not finite")
-    values = []
-    for q, position in zip(part.arrays[0], positions, strict=True):
+    need(1 <= group <= C and 0 <= size <= (J if axis >= 0 else 0) and (group == 1 or size == 0), "group or size")
+    blocks = []
+    for position in positions:
         c, j = position // inner % C, position // inner // C * inner + position % inner
-        block = 0 if axis < 0 else c * -(-J // size) + j // size if size else c // group
-        need(0 <= q + lowest < 2**bits - symmetric, "grid: an integer beyond the grid")
-        product = float_of(scale[block], 0) * float(q + lowest - zero_point[block])  # of 24 and 17 bits: exact
-        values.append(word_of(float_of(word_of(product, 0), 0), kind))
-    return values
+        blocks.append(0 if axis < 0 else c * -(-J // size) + j // size if size else c // group)
+    return 1 if axis < 0 else C * -(-J // size) if size else -(-C // group), blocks
+
+
+def scales(table: int, entries: list[int], count: int) -> list[int]:
+    """Section 4.5, the scales as words of binary32."""
+    need(table in (0, 4, 5) and len(entries) == count, "the type or the number of scales")
+    if table == 5:
+        return [word_of(math.ldexp(1, e - (e >> 7 << 8)), 0) for e in entries]
+    if table == 0:
+        return [word_of(math.ldexp(8 + b % 8, b // 8 - 34), 0) for b in entries]
+    need(all(s >> 23 & 255 != 255 for s in entries), "a scale that is not finite")
+    return entries
+
+
+def product(scale: int, number: int, kind: int) -> int:
+    """A binary32 times a whole number of up to 18 bits, exact in binary64, rounded to binary32 and converted."""
+    return word_of(float_of(word_of(float_of(scale, 0) * float(number), 0), 0), kind)
 
 
 def float_of(word: int, kind: int) -> float:

@@ -146,6 +146,9 @@ def test_budgets_and_their_exit_codes(run, weights, tmp_path):
     assert "data" in run(*args, "-o", "z.dcz", "--max-drop", "1", code=2).err
     run(*args, "-o", "z.dcz", "--pareto", "curve.json")
     assert len(json.loads((tmp_path / "curve.json").read_text())["points"]) == 7
+    lossless = run("compress", "in.safetensors", "-o", "w.dcz", "--max-size", "1MB", "--pareto", "once.json").out
+    assert "tried the recipe as it is: " in lossless
+    assert len(json.loads((tmp_path / "once.json").read_text())["points"]) == 1
 
 
 def test_a_damaged_file_fails_verification_and_reading(run, weights, tmp_path):

@@ -25,7 +25,10 @@ MAY_IMPORT = {
     "report": {"weights", "container", "entry", "loader"},
     "training": {"weights", "model", "network", "container"},
     "curvature": {"model", "network", "runtime"},
-    "steps": {"weights", "allocation", "calibration", "curvature", "model", "network", "training", "report", "runtime"},
+    "steps": {
+        *("allocation", "calibration", "curvature", "entry", "model", "network", "report", "runtime", "training"),
+        "weights",
+    },
     "recipe": {"steps"},
     "serializer": {"entropy", "weights", "model", "container", "entry", "network"},
     "verification": {"loader", "model"},

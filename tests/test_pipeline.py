@@ -319,9 +319,9 @@ def test_largest_drop_finds_the_strongest_setting_that_keeps_it(tmp_path):
         deepcomp.compress(net, tmp_path / "z.dcz", recipe="uniform", max_drop=1.0)
 
 
-def closeness(net):
+def closeness(net, scale=1, validation=None):
     """Data whose metric is how close outputs are to those of `net`: every loss shows."""
-    x = torch.rand(10, 1, 8, 8)
+    x = scale * torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         test = torch.utils.data.TensorDataset(x, net(x))
 
@@ -329,7 +329,37 @@ def closeness(net):
         return -(outputs - targets).abs().max()
 
     metric.higher_is_better = True
-    return deepcomp.Data(test, test, metric)
+    return deepcomp.Data(test, test, metric, validation)
+
+
+def test_a_drop_is_judged_on_the_validation_set_and_reported_on_the_test_set(tmp_path):
+    net, drops = zoo.build("digits-cnn"), {}
+    for scale in (1, 3):
+        given = {"data": closeness(net, scale), "pareto": tmp_path / f"{scale}.json"}
+        curve = deepcomp.compress(net, tmp_path / f"{scale}.dcz", recipe="uniform", **given).points
+        drops[scale] = {point["value"]: point["drop"] for point in curve}
+    given = {"recipe": "uniform", "data": closeness(net, 1, validation=closeness(net, 3).test)}
+    report = deepcomp.compress(net, tmp_path / "x.dcz", max_drop=1.001 * drops[3][6], **given)
+    (chosen,) = (point for point in report.points if point["bytes"] == report.output_bytes)
+    assert chosen["value"] == 6
+    assert report.metric["drop"] == chosen["drop"] == pytest.approx(drops[1][6])
+    assert report.metric["validation"]["drop"] == chosen["validation"]["drop"] == pytest.approx(drops[3][6])
+    with pytest.raises(BudgetError, match="a drop of"):
+        deepcomp.compress(net, tmp_path / "y.dcz", max_drop=drops[1][8], **given)
+    assert "validation" not in deepcomp.compress(net, tmp_path / "z.dcz", **given).metric
+
+
+def test_the_original_is_measured_once(tmp_path, monkeypatch):
+    evaluate, measured = deepcomp.pipeline.evaluate, []
+
+    def noted(module, data):
+        measured.append(evaluate(module, data))
+        return measured[-1]
+
+    monkeypatch.setattr(deepcomp.pipeline, "evaluate", noted)
+    net = zoo.build("digits-cnn")
+    report = deepcomp.compress(net, tmp_path / "x.dcz", recipe="uniform", data="digits", max_drop=50.0)
+    assert len(measured) == 1 + len(report.points)
 
 
 def test_both_budgets_are_met_or_it_is_said(tmp_path):

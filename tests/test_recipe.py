@@ -6,7 +6,7 @@ import re
 import pytest
 
 from deepcomp.errors import UsageError
-from deepcomp.recipe import Recipe, names
+from deepcomp.recipe import Dial, Recipe, names
 from deepcomp.steps import STEPS
 
 
@@ -15,9 +15,8 @@ def test_every_built_in_recipe_loads_and_its_dial_turns(name):
     recipe = Recipe.load(name)
     assert recipe.name == name
     if recipe.dial:
-        key, values = recipe.dial
-        for value in values:
-            assert Recipe.load(name, {key: value}).value(key) == value
+        for value in recipe.dial.values:
+            assert Recipe.load(name, {recipe.dial.set: value}).value(recipe.dial.set) == value
 
 
 def test_settings_replace_values_in_every_step_of_that_name():
@@ -46,6 +45,10 @@ def test_a_whole_number_will_do_for_a_float():
         ("[dial]\nset = 'a.b'\nvalues = [1]", "a.b"),
         ("[dial]\nset = 3\nvalues = [1]", "dial"),
         ("[dial]\nset = 'a.b'\nvalues = 3", "dial"),
+        ("dial = 3", "dial"),
+        ("[dial]\nset = 'a.b'\nvalues = [1]\nshape = 'a.c'", "dial"),
+        ("[[step]]\ndo = 'allocate'\n[dial]\nset = 'allocate.share'\nvalues = [0.1]\nsize = 'allocate.no'", "no"),
+        ("[[step]]\ndo = 'allocate'\n[dial]\nset = 'allocate.share'\nvalues = [0.1]\nsize = 3", "dial"),
         ("[[step]]\ndo = 'quantize'\n[dial]\nset = 'quantize.bits'\nvalues = []", "dial"),
         ("[[step]]\ndo = 'quantize'\n[dial]\nset = 'quantize.bits'\nvalues = [8, 20]", "bits = 20"),
         ("[[step]]\ndo = ['x']", r"\['x'\] is not known"),
@@ -109,7 +112,12 @@ def test_what_is_wrong_with_a_step_that_is_not_taken_is_said_too(data):
 def test_a_dial_turns_where_its_step_is_taken():
     text = f"{PRUNE}when = 'data'\n[[step]]\ndo = 'share'\n[dial]\nset = 'prune.density'\nvalues = [0.5, 0.1]"
     assert Recipe.parse(text, "x").dial is None
-    assert Recipe.parse(text, "x", data=True).dial == ("prune.density", [0.5, 0.1])
+    assert Recipe.parse(text, "x", data=True).dial == Dial("prune.density", [0.5, 0.1])
+
+
+def test_a_dial_may_name_a_setting_that_takes_a_size():
+    text = "[[step]]\ndo = 'allocate'\n[dial]\nset = 'allocate.share'\nvalues = [0.2, 0.1]\nsize = 'allocate.size'"
+    assert Recipe.parse(text, "x").dial == Dial("allocate.share", [0.2, 0.1], "allocate.size")
 
 
 def test_a_dial_may_turn_a_setting_in_a_table():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deepcomp.allocation.fitting import fitting
 from deepcomp.allocation.programme import Choice, Infeasible, cheapest, mildest
 
-__all__ = ["Choice", "Infeasible", "cheapest", "mildest"]
+__all__ = ["Choice", "Infeasible", "cheapest", "fitting", "mildest"]

@@ -1,9 +1,11 @@
-"""The Fisher information of weights: squared gradients, with labels drawn from the network itself.
+"""The Fisher information of weights: how far the network's own outputs move, to second order.
 
-KL(p ‖ p̂) of the outputs before and after a small change δ of the weights is ½ δᵀ F δ, with F = E[g gᵀ] over inputs
-and labels y ~ p, and g = ∂(−log p(y))/∂w: no labels are needed (Martens 2020, §5). Labels are drawn each for
-itself, so the squared gradient of a whole batch is on average the sum of those of its items, and one backward pass
-a batch is enough.
+KL(p ‖ p̂) of the outputs before and after a small change δ of the weights is ½ δᵀ F δ, with F = E[Jᵀ (diag(p) − p pᵀ) J]
+over inputs, J being the derivatives of the logits: no labels are needed (Martens 2020, §5). With random signs r and
+u = √p ⊙ r − p (√p · r), E[u uᵀ] = diag(p) − p pᵀ; so the squared gradient of z · u, with u held still, is an
+unbiased sample of F. Drawing labels from p would be another one, but where p is sure of itself that is nearly always
+zero, and else far off. Signs are drawn each for itself, so the squared gradient of a whole batch is on average the sum
+of those of its items, and one backward pass a batch is enough.
 
 Of F two factors are kept: F ≈ diag(rows) ⊗ columns / tr(columns).
 """
@@ -14,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepcomp.curvature.matrix import Matrix
@@ -52,7 +53,9 @@ class Fisher:
         return Fisher(self.rows * factor, None if self.columns is None else self.columns * factor)
 
 
-def fisher(net: Network, what: str, module: Interpreter, matrices: Sequence[Matrix], samples: int) -> dict[str, Fisher]:
+def fisher(
+    net: Network, what: str, module: Interpreter, matrices: Sequence[Matrix], samples: int, temperature: float = 1.0
+) -> dict[str, Fisher]:
     """The Fisher information of some weights.
 
     Where the metric is no accuracy or perplexity, outputs count as the means of Gaussians of variance 1: KL is then
@@ -70,6 +73,8 @@ def fisher(net: Network, what: str, module: Interpreter, matrices: Sequence[Matr
         The weights; those that no layer alone reads with get both factors.
     samples : int
         Training items.
+    temperature : float
+        T: p is the softmax of z/T. Above 1, items the network is sure of count too.
 
     Raises
     ------
@@ -80,12 +85,14 @@ def fisher(net: Network, what: str, module: Interpreter, matrices: Sequence[Matr
     """
     module.requires_grad_(False)
     weights = [module.get_parameter(matrix.name).requires_grad_() for matrix in matrices]
+    labels = net.data is not None and net.data.metric in METRICS
     generator = torch.Generator().manual_seed(net.seed)
     items, sums = 0, dict[str, Fisher]()
     for inputs in net.inputs(what, samples, _SIZE):
         items += len(next(iter(inputs.values())))
-        loss = _loss(call(module, inputs), net.data is not None and net.data.metric in METRICS, generator)
-        slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+        outputs = call(module, inputs)
+        u = _slopes(outputs.detach(), labels, temperature, generator)
+        slopes = torch.autograd.grad(outputs, weights, u, allow_unused=True)
         for matrix, weight, slope in zip(matrices, weights, slopes, strict=True):
             g = matrix.blocks(torch.zeros_like(weight) if slope is None else slope).float()
             columns = (g.mT @ g).double() if matrix.layer is None else None
@@ -98,10 +105,11 @@ def fisher(net: Network, what: str, module: Interpreter, matrices: Sequence[Matr
     return {name: found * (1 / items) for name, found in sums.items()}
 
 
-def _loss(outputs: Tensor, labels: bool, generator: torch.Generator) -> Tensor:
-    """−log p of an output drawn from the network's own distribution, added up over all items and positions."""
+def _slopes(outputs: Tensor, labels: bool, temperature: float, generator: torch.Generator) -> Tensor:
+    """u of all outputs; random signs alone where these are no logits."""
+    signs = 2.0 * torch.randint(0, 2, outputs.shape, generator=generator) - 1
     if not labels:
-        return (outputs * torch.randn(outputs.shape, generator=generator)).sum()
-    logits = outputs.flatten(0, -2)
-    drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-    return F.cross_entropy(logits, drawn, reduction="sum")
+        return signs
+    p = (outputs / temperature).softmax(-1)
+    drawn = p.sqrt() * signs
+    return drawn - p * drawn.sum(-1, keepdim=True)

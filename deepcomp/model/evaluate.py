@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepcomp.errors import InputError, UsageError, blaming
 from deepcomp.model.data import Data, Inputs, MapStyle, batches, draw
 
-__all__ = ["IGNORED", "Score", "call", "drop", "evaluate", "evaluating", "output_change"]
+__all__ = ["IGNORED", "Score", "call", "drop", "evaluate", "evaluating", "leading", "output_change"]
 
 IGNORED = -100  # a target that does not count, as in torch's cross_entropy
 _ITEMS, _POSITIONS = 64, 2048  # at most so many of either a batch: logits of a vocabulary are large
@@ -75,20 +75,27 @@ def call(module: nn.Module, inputs: Inputs) -> Tensor:
             output = module(**{name: fit(value) for name, value in inputs.items()})
         else:
             output = module(*(fit(value) for value in inputs))
-    leading = _leading(output)
-    if leading is None:
-        raise InputError(f"{type(module).__name__}: a {type(output).__name__} without a tensor came out of the network")
-    return leading
+    return leading(output, type(module).__name__)
 
 
-def _leading(output: Any) -> Tensor | None:
+def leading(output: Any, name: str) -> Tensor:
+    """The output of a network that counts; see `call`.
+
+    Raises
+    ------
+    InputError
+        There is no tensor among the outputs of the network called `name`.
+    """
     if isinstance(output, Tensor):
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return next((part for part in parts if isinstance(part, Tensor)), None)
+    for part in parts:
+        if isinstance(part, Tensor):
+            return part
+    raise InputError(f"{name}: a {type(output).__name__} without a tensor came out of the network")
 
 
 def _numbers(module: nn.Module, inputs: Inputs) -> Tensor:

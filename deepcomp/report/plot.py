@@ -26,7 +26,7 @@ def curve(title: str, points: list[dict[str, Any]]) -> bytes:
     axes.plot([point["bytes"] for point in drawn], [point[quality] for point in drawn], "o-", color="#4269d0")
     for point in drawn:
         axes.annotate(
-            f"{point['value']}",
+            f"{point['value']}" if point["setting"] else "",
             (point["bytes"], point[quality]),
             textcoords="offset points",
             xytext=(4, -12),

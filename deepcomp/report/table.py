@@ -24,15 +24,22 @@ def report(done: Report) -> str:
     for step in done.steps:
         said = ", ".join(f"{key} {_short(value)}" for key, value in step.items() if key not in ("do", "seconds"))
         lines.append(f"  {step['do']}: {said} ({step['seconds']:.1f} s)")
-    for point in done.points:
-        said = f", {point['metric']} {_short(point['quality'])}" if "metric" in point else ""
-        lines.append(
-            f"  tried {point['setting'] or 'the recipe'} {_short(point['value'])}: {point['bytes']:,} bytes{said}"
-        )
+    lines += map(_point, done.points)
     if done.metric:
         before, after = _short(done.metric["before"]), _short(done.metric["after"])
         lines.append(f"  {done.metric['name']}: {before} before, {after} after")
     return "\n".join([*lines, _tensors(done.tensors, done.output_bytes - sum(row["bytes"] for row in done.tensors))])
+
+
+def _point(tried: dict[str, Any]) -> str:
+    """One run of a search."""
+    what = f"{tried['setting']} {_short(tried['value'])}" if tried["setting"] else "the recipe as it is"
+    line = f"  tried {what}: {tried['bytes']:,} bytes"
+    if "metric" in tried:
+        line += f", {tried['metric']} {_short(tried['quality'])}, drop {_short(tried['drop'])}"
+    if "validation" in tried:
+        line += f" (validation: {_short(tried['validation']['after'])}, drop {_short(tried['validation']['drop'])})"
+    return line
 
 
 def inspection(found: dict[str, Any]) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -123,12 +125,41 @@ class Interpreter(nn.Module):
             If the inputs do not fit, or an operation fails.
         """
         program = self._dcz
+        return _Run(program, _bind(program.graph.inputs, args, kwargs)).finish()
+
+    def forks(
+        self, places: Collection[int], *args: Tensor, **kwargs: Tensor
+    ) -> Generator[tuple[int, Callable[[], Any]], None, None]:
+        """Run, and stop before some nodes, each time with what runs the rest of the network.
+
+        So changes of a parameter can be tried, as many as one likes, while all that comes before its first use is
+        computed once.
+
+        Parameters
+        ----------
+        places : collection of int
+            Of nodes; those that no output needs are left out.
+        *args, **kwargs : Tensor
+            As for `forward`.
+
+        Yields
+        ------
+        int, and a callable
+            The place, and what returns the outputs as `forward` does, with the parameters as they are when it is
+            called; to be called before the next place is asked for.
+
+        Raises
+        ------
+        InputError
+            See `forward`.
+        """
+        program = self._dcz
         run = _Run(program, _bind(program.graph.inputs, args, kwargs))
-        for place, spent in program.schedule:
+        for number, (place, spent) in enumerate(program.schedule):
+            if place in places:
+                yield place, partial(run.finish, number)
             run.step(place)
             run.forget(spent)
-        program.remember(run.key)
-        return _named(transform(program.graph.outputs, run.find))
 
     def observe(
         self, values: Iterable[Value], *args: Tensor, **kwargs: Tensor
@@ -307,6 +338,16 @@ class _Run:
     def forget(self, spent: Sequence[int]) -> None:
         for index in spent:
             self.values[index] = None
+
+    def finish(self, start: int = 0) -> Any:
+        """The outputs, by the nodes from a place of the schedule on; the run itself stays where it is."""
+        run, program = copy(self), self.program
+        run.values = [*self.values]
+        for place, spent in program.schedule[start:]:
+            run.step(place)
+            run.forget(spent)
+        program.remember(run.key)
+        return _named(transform(program.graph.outputs, run.find))
 
 
 def blamed(error: Exception, place: int, node: Node) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepcomp.steps.absorb_bias import AbsorbBias
+from deepcomp.steps.adaquant import AdaQuant
 from deepcomp.steps.adaround import AdaRound
 from deepcomp.steps.allocate import Allocate
 from deepcomp.steps.code import Code
@@ -15,10 +16,13 @@ from deepcomp.steps.prune_filters import PruneFilters
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.quantize_activations import QuantizeActivations
 from deepcomp.steps.quantize_feedback import QuantizeFeedback
+from deepcomp.steps.quantize_levels import QuantizeLevels
 from deepcomp.steps.share import Share
 from deepcomp.steps.split_channels import SplitChannels
 from deepcomp.steps.step import Step
 from deepcomp.steps.store import Store
+from deepcomp.steps.tune_biases import TuneBiases
+from deepcomp.steps.tune_bn import TuneBN
 
 __all__ = ["STEPS", "Step"]
 
@@ -34,11 +38,15 @@ STEPS: dict[str, type[Step]] = {
         Finetune,
         Share,
         Quantize,
+        QuantizeLevels,
         Allocate,
         CorrectBias,
         AdaRound,
         QuantizeFeedback,
         QuantizeActivations,
+        AdaQuant,
+        TuneBN,
+        TuneBiases,
         Store,
         Code,
     )

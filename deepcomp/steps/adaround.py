@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +13,8 @@ from deepcomp.model.layers import Layer, Skip
 from deepcomp.model.quantizers import quantizers
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
-from deepcomp.training.reconstruction import Reconstruction
-from deepcomp.weights import Form, Grid, Mask
+from deepcomp.training.reconstruction import Reconstruction, check_sites, grid_of
+from deepcomp.weights import Form, Grid
 from deepcomp.weights.rounding import SoftRounding
 
 __all__ = ["AdaRound"]
@@ -85,8 +84,8 @@ class AdaRound(Step):
         rounded: dict[str, dict[str, float]] = {}
         for done, (name, here) in enumerate(sites.items()):
             try:
-                grid = _grid(net.form(name))
-                _check(here)
+                grid = grid_of(net.form(name))
+                check_sites(here)
             except Skip as skip:
                 skipped[name] = str(skip)
                 continue
@@ -118,20 +117,3 @@ class AdaRound(Step):
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-
-
-def _grid(form: Form | None) -> Grid:
-    """The grid that a weight, or what a mask leaves of it, lies on."""
-    values = form.inner if isinstance(form, Mask) else form
-    if not isinstance(values, Grid):
-        raise Skip("it lies on no grid")
-    return values
-
-
-def _check(sites: Sequence[Layer]) -> None:
-    """Make sure that it can be seen what all layers of a weight make of it."""
-    for layer in sites:
-        if layer.makes is None:
-            raise Skip(f"{layer.kind} keeps its products to itself")
-        if layer.reads is None:
-            raise Skip(f"the {layer.kind} looks its rows up, of which the nearest are the best")

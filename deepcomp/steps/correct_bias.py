@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcomp.errors import UsageError
+from deepcomp.model.biases import shiftable
 from deepcomp.model.edit import Edit
 from deepcomp.model.expectation import expected_inputs
 from deepcomp.model.graph import Value
@@ -59,14 +60,14 @@ class CorrectBias(Step):
         if quantizers(layers.graph):
             raise UsageError(f"{self.do}: activations are quantised already, biases are corrected before that")
         chosen = {name for name, _ in net.weights(self.layers, self.skip) if name in net.forms}
-        found, skipped = _candidates(layers, chosen)
+        found, skipped = shiftable(layers, chosen)
         if self.by == "data":
-            return {"corrected": self._measured(net, _biases(net, found)), "skipped": skipped}
+            return {"corrected": self._measured(net, net.biases(self.do, found)), "skipped": skipped}
         shifts, unknown = _expected(net, layers, found)
         known = [layer for layer in found if layer.place in shifts]
         moved = {
             bias: _store(net, bias, net.tensors[bias], shifts[layer.place])
-            for layer, bias in zip(known, _biases(net, known), strict=True)
+            for layer, bias in zip(known, net.biases(self.do, known), strict=True)
         }
         return {"corrected": moved, "skipped": skipped | unknown}
 
@@ -96,25 +97,6 @@ class CorrectBias(Step):
         return {value: total / counts[value] for value, total in sums.items()}
 
 
-def _candidates(layers: Layers, chosen: Collection[str]) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of the chosen weights that have a bias of their own, or can be given one; and why others cannot."""
-    found, skipped = [], {}
-    for layer in layers:
-        if layer.weight not in chosen:
-            continue
-        try:
-            if layer.makes is None:
-                raise Skip(f"{layer.kind} keeps its products to itself")
-            layer.check_bias()
-            shared = sum((other.bias or other.weight) == (layer.bias or layer.weight) for other in layers)
-            if shared > 1:
-                raise Skip(f"its {'bias' if layer.bias else 'weight'} is used {shared} times")
-            found.append(layer)
-        except Skip as skip:
-            skipped[layer.weight] = str(skip)
-    return found, skipped
-
-
 def _expected(net: Network, layers: Layers, found: Sequence[Layer]) -> tuple[dict[int, Tensor], dict[str, str]]:
     """By how much outputs are raised, by the place of the layer; and of which layers that is not known."""
     assert net.captured is not None
@@ -131,19 +113,6 @@ def _expected(net: Network, layers: Layers, found: Sequence[Layer]) -> tuple[dic
         rows = patches(layers.graph.nodes[layer.place], layer, read)
         shifts[layer.place] = product(layer, rows.mean(0, keepdim=True), change)[0]
     return shifts, skipped
-
-
-def _biases(net: Network, found: Sequence[Layer]) -> list[str]:
-    """The names of the layers' biases; those that are new are zero."""
-    assert net.captured is not None
-    edit, names = Edit(net.captured, net.tensors), []
-    for layer in found:
-        names.append(layer.bias or edit.beside(layer.weight, "bias"))
-        if layer.bias is None:
-            edit.set_bias(layer, edit.bias(layer))
-    if edit.changed:
-        net.rewire(CorrectBias.do, edit.finish(), edit.changed)
-    return names
 
 
 def _store(net: Network, bias: str, now: Tensor, less: Tensor) -> float:

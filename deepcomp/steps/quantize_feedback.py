@@ -53,6 +53,9 @@ class QuantizeFeedback(Step):
         Calibration inputs. All are in memory together, as far as layers need them.
     gradients : int
         Inputs that show how much the loss minds errors of each row.
+    temperature : float
+        Softens the outputs for that, as `curvature.fisher` says: then one price suits networks that are sure of
+        themselves and others.
     rows : int
         Positions of a layer's outputs that are looked at, drawn from all samples.
     sequential : bool
@@ -66,6 +69,7 @@ class QuantizeFeedback(Step):
     damping: float = 0.03
     samples: int = 512
     gradients: int = 512
+    temperature: float = 2.0
     rows: int = 32768
     sequential: bool = True
 
@@ -75,7 +79,7 @@ class QuantizeFeedback(Step):
                 raise UsageError(f"{self.do}.{key} = {getattr(self, key)}: 1 or more expected")
         if not 0 <= self.thrift < math.inf:
             raise UsageError(f"{self.do}.thrift = {self.thrift}: 0 or more expected")
-        for key in ("price", "damping"):
+        for key in ("price", "damping", "temperature"):
             if not 0 < getattr(self, key) < math.inf:
                 raise UsageError(f"{self.do}.{key} = {getattr(self, key)}: more than 0 expected")
 
@@ -119,7 +123,7 @@ class _Job:
             for network in (self.original, self.current):
                 network.get_parameter(name).data.copy_(weight)
         self._step, self._net, self._layers = step, net, layers
-        self._minded = fisher(net, step.do, self.original, matrices, step.gradients)
+        self._minded = fisher(net, step.do, self.original, matrices, step.gradients, step.temperature)
         self._generator = torch.Generator().manual_seed(net.seed)
 
     def round_by_gradients(self, matrix: Matrix) -> None:

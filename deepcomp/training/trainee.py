@@ -43,6 +43,8 @@ class Trainee(nn.Module):
             parameter.requires_grad_(parameter.requires_grad and name in chosen and name not in net.forms)
         for name, form in net.forms.items():
             form.requires_grad_(name in chosen)
+            for parameter in form.parameters():
+                parameter.data = parameter.data.clone()  # forms may share memory with the tensors they were made from
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the module returns for these inputs."""

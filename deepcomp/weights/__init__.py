@@ -7,6 +7,7 @@ form        what it holds                               file
 `Shifted`   the same, rows of different scale           shifted.py
 `Codebook`  shared values                               codebook.py
 `Grid`      a uniform grid: scale, zero-point, bits     grid.py
+`Scaled`    few levels times a scale: binary, ternary   scaled.py
 `Mask`      sparse positions over one of the above      mask.py
 `Rows`      distinct rows, over one of the above        rows.py
 ==========  ==========================================  ============
@@ -23,11 +24,25 @@ from deepcomp.weights.grid import Grid
 from deepcomp.weights.mask import Mask
 from deepcomp.weights.raw import Raw
 from deepcomp.weights.rows import Rows
+from deepcomp.weights.scaled import Scaled
 from deepcomp.weights.shifted import Shifted
 
-__all__ = ["FORMS", "VALUES", "Codebook", "Form", "Grid", "Mask", "Packed", "Raw", "Rows", "Shifted", "form_class"]
+__all__ = [
+    "FORMS",
+    "VALUES",
+    "Codebook",
+    "Form",
+    "Grid",
+    "Mask",
+    "Packed",
+    "Raw",
+    "Rows",
+    "Scaled",
+    "Shifted",
+    "form_class",
+]
 
-FORMS: dict[int, type[Form]] = {form.code: form for form in (Raw, Codebook, Mask, Rows, Grid, Shifted)}
+FORMS: dict[int, type[Form]] = {form.code: form for form in (Raw, Codebook, Mask, Rows, Grid, Shifted, Scaled)}
 
 
 def form_class(code: int) -> type[Form]:

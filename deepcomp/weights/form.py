@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -46,6 +46,12 @@ class Packed:
     tables: dict[str, Array] = field(default_factory=dict)
     facts: dict[str, int] = field(default_factory=dict)
     inner: Packed | None = None
+
+    def parts(self) -> Iterator[Packed]:
+        """It, and what it lies over, in the order of the file."""
+        yield self
+        if self.inner is not None:
+            yield from self.inner.parts()
 
 
 class Form(nn.Module, ABC):
@@ -136,13 +142,18 @@ class Form(nn.Module, ABC):
 
     def cost(self) -> float:
         """Ideal size in bits of what `pack` hands on: order-0 entropy of the symbols, plus the tables."""
-        bits, packed = 0.0, self.pack()
-        part: Packed | None = packed
-        while part is not None:
-            bits += sum(entropy.cost(array) for array in part.symbols.values())
-            bits += sum(8 * table.nbytes for table in part.tables.values())
-            part = part.inner
-        return bits
+        return sum(
+            sum(map(entropy.cost, part.symbols.values())) + 8 * sum(table.nbytes for table in part.tables.values())
+            for part in self.pack().parts()
+        )
+
+    def size(self) -> int:
+        """Bytes of what `pack` hands on, coded: what the weight takes in a file beside its line of the index."""
+        return sum(
+            sum(len(entropy.encode(array)) for array in part.symbols.values())
+            + sum(table.nbytes for table in part.tables.values())
+            for part in self.pack().parts()
+        )
 
 
 def count_of(shape: tuple[int, ...], at: Tensor | None) -> int:

@@ -15,10 +15,9 @@ from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.dtypes import dtype_of
 from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
 from deepcomp.weights.ranges import RANGES, Values, range_of
+from deepcomp.weights.scales import pack_scales, unpack_scales
 
 __all__ = ["Grid", "check"]
-
-_SHORT_BIAS = 30  # of the exponents of short floats: from 2^-31 to below 2
 
 
 class Grid(Form):
@@ -143,6 +142,17 @@ class Grid(Form):
         """The integers q, as whole float32 numbers in the shape of the weights held; without gradients."""
         return self._quantizer.integers(self.latent, self._spread(self.scale), self._spread(self.zero_point))
 
+    def offsets(self) -> Tensor:
+        """q − z, as whole float32 numbers in the shape of the weights held; without gradients."""
+        return self.integers() - self._spread(self._quantizer.whole(self.zero_point))
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """Values in the shape of the weights held, as a dense weight; zeros where a mask has none."""
+        if self.at is None:
+            return values
+        flat = values.new_zeros(math.prod(self.blocks.shape))
+        return flat.index_put((self.at,), values).reshape(self.blocks.shape)
+
     def forward(self) -> Tensor:
         dense = self._quantizer.simulate(self.latent, self._spread(self.scale), self._spread(self.zero_point))
         return dense.to(self.dtype)
@@ -162,7 +172,7 @@ class Grid(Form):
             "size": self.blocks.size,
             "lowest": lowest,
         }
-        return Packed(self.code, symbols, {"scale": _pack_scale(self.scale.detach().numpy())}, facts)
+        return Packed(self.code, symbols, {"scale": pack_scales(self.scale.detach().numpy())}, facts)
 
     def aligned(self) -> Packed | None:
         return self.pack() if self.at is None else None
@@ -193,7 +203,7 @@ class Grid(Form):
         expect(blocks.fits, f"axis {axis}, group {blocks.group}, size {blocks.size} found on a grid of {shape}")
         q, count = packed.symbols["q"], count_of(shape, at)
         expect(len(q) == count, f"{len(q)} integers found, {count} expected")
-        scale = torch.from_numpy(_unpack_scale(packed.tables["scale"]))
+        scale = torch.from_numpy(unpack_scales(packed.tables["scale"]))
         expect(len(scale) == blocks.count, f"{len(scale)} scales found, {blocks.count} expected")
         if symmetric:
             expect("zero_point" not in packed.symbols, "a symmetric grid with zero-points")
@@ -238,25 +248,3 @@ def check(bits: int, symmetric: bool, range: str) -> None:
 
 def _unsigned(values: np.ndarray, bits: int) -> np.ndarray:
     return values.astype(np.uint8 if bits <= 8 else np.uint16)
-
-
-def _pack_scale(scale: np.ndarray) -> np.ndarray:
-    """Scales in the narrowest type that holds them all: exponents of powers of two, short floats, or float32."""
-    mantissa, exponent = np.frexp(scale)
-    if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
-        return np.asarray(exponent - 1, np.int8)
-    places = (exponent + _SHORT_BIAS) * 8 + (mantissa * 16 - 8)  # whole where four bits of the mantissa are all
-    if np.all(places == np.floor(places)) and np.all((places >= 0) & (places < 256)):
-        return np.asarray(places, np.uint8)
-    return np.asarray(scale, "<f4")
-
-
-def _unpack_scale(table: np.ndarray) -> np.ndarray:
-    if table.dtype == np.int8:
-        return np.asarray(np.ldexp(np.float32(1), table.astype(np.int32)), np.float32)
-    if table.dtype == np.uint8:
-        exponent = table.astype(np.int32) // 8 - _SHORT_BIAS - 4
-        return np.asarray(np.ldexp(np.float32(8) + table % 8, exponent), np.float32)
-    expect(table.dtype == np.dtype("<f4"), f"scales of type {table.dtype}, float32, uint8 or int8 expected")
-    expect(bool(np.isfinite(table).all()), "a scale that is not a finite number")
-    return table.astype(np.float32)

@@ -10,11 +10,11 @@ from torch import Tensor
 from deepcomp.quantizer import SMALLEST_SCALE, Quantizer
 from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.grid import Grid
+from deepcomp.weights.scales import SHORT, significant
 
 __all__ = ["Levels", "fine_grid"]
 
 _BITS = 16
-_SIGNIFICANT = 16  # scales have four significant bits: a finer choice gains nothing, and the file stores them in a byte
 
 
 class Levels:
@@ -66,12 +66,7 @@ def fine_grid(weight: Tensor, steps: Tensor, axis: int, at: Tensor | None = None
     """
     blocks, quantizer = Blocks(tuple(weight.shape), axis), Quantizer(_BITS, symmetric=True)
     largest = float(weight.abs().max()) or 1.0
-    scale = _short(steps.clamp(largest / (quantizer.top // 4), 4 * largest).float()).clamp_min(SMALLEST_SCALE)
+    coarse = steps.clamp(largest / (quantizer.top // 4), 4 * largest).float()
+    scale = significant(coarse, SHORT).clamp_min(SMALLEST_SCALE)
     values = weight.float() if at is None else weight.float().reshape(-1)[at]
     return Grid(values, scale, torch.full_like(scale, quantizer.top // 2), _BITS, True, blocks, at, weight.dtype)
-
-
-def _short(numbers: Tensor) -> Tensor:
-    """The nearest numbers of four significant bits."""
-    mantissa, exponent = torch.frexp(numbers)
-    return torch.ldexp((mantissa * _SIGNIFICANT).round() / _SIGNIFICANT, exponent)

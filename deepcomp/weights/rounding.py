@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -50,11 +48,7 @@ class SoftRounding(nn.Module):
 
     def forward(self) -> Tensor:
         """The dense weight, float32; differentiable."""
-        values, grid = self._at(self.share()), self._grid
-        if grid.at is None:
-            return values
-        shape = grid.blocks.shape
-        return values.new_zeros(math.prod(shape)).index_put((grid.at,), values).reshape(shape)
+        return self._grid.laid_out(self._at(self.share()))
 
     def hesitation(self, exponent: float) -> Tensor:
         """Σ 1 − |2h − 1|^β (eq. 24): how many weights are not yet decided; the larger β, the milder."""

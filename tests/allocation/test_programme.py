@@ -62,6 +62,24 @@ def test_eight_layers_of_every_width():
         assert total(found, "loss") == pytest.approx(brute(layers, "loss", "size", budget))
 
 
+def test_eight_layers_by_what_they_compute():
+    """Bit operations: multiply-accumulates times bits of weights and activations, of few weights many."""
+    rng = np.random.default_rng(2)
+    macs, widths = 2 ** rng.integers(4, 12, 8), (8, *[4] * 6, 8)
+    layers = {
+        f"l{i}": [Choice(k, float(rng.random() * 4.0**-k), float(macs[i] * k * widths[i])) for k in (2, 4, 6)]
+        for i in range(8)
+    }
+    whole = float(sum(macs * widths * 8))
+    losses = []
+    for budget in (0.3 * whole, 0.45 * whole, 0.6 * whole, 0.8 * whole):
+        found = mildest(layers, budget)
+        assert total(found, "size") <= budget
+        losses.append(total(found, "loss"))
+        assert losses[-1] == pytest.approx(brute(layers, "loss", "size", budget), rel=1e-6)
+    assert losses == sorted(losses, reverse=True)
+
+
 def published(layers=60):
     rng = np.random.default_rng(1)
     weights = rng.integers(100, 10**6, layers)

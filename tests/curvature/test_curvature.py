@@ -10,7 +10,7 @@ from steps.nets import network
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepcomp.curvature import Matrix, Moments, alongside, damped, fisher
+from deepcomp.curvature import Matrix, Moments, alongside, damped, divergence, fisher
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data
 from deepcomp.model.patches import patches, product
@@ -82,16 +82,18 @@ def classifier(items=256):
     return net, x
 
 
-def information(net, samples=256):
+def information(net, samples=256, temperature=1.0):
     matrices = [Matrix.of(net.layers("test"), name, weight) for name, weight in net.weights()]
-    return fisher(net, "test", net.interpreter(), matrices, samples)
+    return fisher(net, "test", net.interpreter(), matrices, samples, temperature)
 
 
-def test_fisher_information_of_a_classifier():
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_fisher_information_of_a_classifier(temperature):
     net, x = classifier(2048)
-    p = net.module(x).softmax(1)
+    p = (net.module(x) / temperature).softmax(1)
     wanted = (p * (1 - p) * x.square().sum(1, keepdim=True)).mean(0).double()
-    torch.testing.assert_close(information(net, 2048)["0.weight"].rows[0], wanted, rtol=0.2, atol=0.01)
+    found = information(net, 2048, temperature)["0.weight"].rows[0]
+    torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.01)
     assert torch.equal(information(net)["0.weight"].rows, information(net)["0.weight"].rows)
 
 
@@ -142,3 +144,14 @@ def test_weights_changed_meanwhile_are_used_from_then_on():
         if len(seen) == 2:
             second.get_parameter("1.weight").data.mul_(2)
     assert seen == [(values[0], [True, True]), (values[1], [True, True]), (values[2], [False, False])]
+
+
+@pytest.mark.parametrize(("shape", "moved"), [((9, 10), 0.1), ((2, 5, 40_000), 0.01), ((3, 70_000), 1e-4)])
+def test_divergence_is_that_of_all_positions_together(shape, moved):
+    before = 3 * torch.randn(shape)
+    after = before + moved * torch.randn(shape)
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    wanted = float((p.exp() * (p - q)).sum())
+    assert divergence(before, after, True) == pytest.approx(wanted, rel=0.01, abs=1e-6)
+    assert divergence(before, before, True) == 0
+    assert divergence(before, after, False) == pytest.approx(float((after.double() - before).square().sum()) / 2)

@@ -22,7 +22,7 @@ from deepcomp.serializer import write
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.share import Share
-from deepcomp.weights import Codebook, Grid, Mask, Raw
+from deepcomp.weights import Codebook, Grid, Mask, Raw, Scaled
 from deepcomp.weights.dtypes import DTYPES, from_words, to_words
 
 RANDOM = torch.Generator().manual_seed(1)
@@ -93,6 +93,31 @@ def every_form():
     return Network(tensors, tied={"tied": "rows"}, forms=forms), None
 
 
+def every_level():
+    tensors, forms, weight = {}, {}, normal(24, 10, 3)
+    settings = {
+        "binary": {"levels": "binary"},
+        "binary.tensor": {"levels": "binary", "axis": None},
+        "ternary.sides": {"levels": "ternary", "sides": 2},
+        "ternary.sides.axis1": {"levels": "ternary", "sides": 2, "axis": 1},
+        "power.group": {"levels": "power-of-two", "bits": 5, "group": 7},
+        "additive.block": {"levels": "additive-power-of-two", "bits": 4, "size": 7, "sides": 2},
+        "fitted": {"levels": "lloyd-max", "bits": 6, "axis": None},
+    }
+    for name, setting in settings.items():
+        tensors[name], forms[name] = weight, Scaled.fit(weight, **setting)
+        mask = Mask.nonzero(weight, weight.abs() > 1)
+        mask.inner = Scaled.fit(mask.inner.dense(), at=mask.positions, shape=tuple(weight.shape), **setting)
+        tensors[f"mask.{name}"], forms[f"mask.{name}"] = weight, mask
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        tensors[f"{kind}"] = weight.to(kind)
+        forms[f"{kind}"] = Scaled.fit(tensors[f"{kind}"], "ternary", sides=2)
+    for name, scale in (("scale.powers", 0.25), ("scale.short", 0.15625), ("scale.negative", -0.3)):
+        tensors[name], forms[name] = weight, Scaled.fit(weight, "ternary", axis=None)
+        forms[name].scale.data.fill_(scale)
+    return Network(tensors, forms=forms), None
+
+
 class Convolutional(nn.Module):
     """Convolutions, normalisation, a strided slice with padding, an average: what a CIFAR ResNet is made of."""
 
@@ -147,6 +172,7 @@ def main(folder):
         "tiny": (Network({"w": torch.tensor([1.0, 2.0])}), None),
         "nothing": (Network({}), None),
         "conv": network(Convolutional(), torch.arange(144.0).reshape(2, 2, 6, 6) / 100, Quantize(bits=5)),
+        "levels": every_level(),
         "lstm": network(Recurrent(), torch.arange(10).reshape(2, 5), Prune(density=0.5), Share(values=8)),
     }
     for name, (net, inputs) in files.items():

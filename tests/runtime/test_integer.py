@@ -297,7 +297,7 @@ REASONS: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
     "a computed weight": (Lambda(lambda x, a: x @ a(x).T, a=DENSE), MATRIX, "linear", "its weight is computed"),
     "windows": (then(lambda x: F.avg_pool2d(x, 2, ceil_mode=True)), IMAGES, "conv2d", "it rounds the number"),
     "parts": (then(lambda x: F.adaptive_avg_pool2d(x, 2)), IMAGES, "conv2d", "its windows may differ in size"),
-    "bounds": (then(lambda x: x.clamp(0.5, 1)), IMAGES, "conv2d", "0 lies beyond its bounds"),
+    "bounds": (then(lambda x: x.clamp(0.5, 20)), IMAGES, "conv2d", "0 lies beyond its bounds"),
     "padding": (then(lambda x: F.pad(x, (1, 1), value=2.0)), IMAGES, "conv2d", "it pads with 2.0"),
     "a scaled sum": (pair(lambda x, a, b: torch.add(a, b, alpha=2)), IMAGES, "conv2d", "its second operand is scaled"),
 }

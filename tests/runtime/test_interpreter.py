@@ -325,6 +325,35 @@ def test_values_shown_are_not_held() -> None:
     assert max(alive) == 2  # an operand and a result
 
 
+def test_the_rest_runs_as_often_as_one_likes_with_the_parameters_of_the_moment(randn: Any) -> None:
+    network, x = layer(), randn(3, 4)
+    whole, found = network(x), []
+    for place, rest in network.forks([1, 0], x):
+        found.append(place)
+        assert torch.equal(rest(), whole)
+        network.get_parameter("fc.bias").data += 1
+        assert torch.equal(rest(), network(x) if place == 0 else whole)
+        network.get_parameter("fc.bias").data -= 1
+        assert torch.equal(rest(), rest())
+    assert found == [0, 1]
+    assert torch.equal(network(x), whole)
+
+
+def test_what_comes_before_a_fork_runs_once() -> None:
+    ran: list[int] = []
+
+    def noted(x: Tensor, number: int) -> Tensor:
+        ran.append(number)
+        return x
+
+    network = single(*(Node("mul.Scalar", (Value(index), index)) for index in range(4)))
+    network._dcz.operations[:] = [replace(operation, call=noted) for operation in network._dcz.operations]
+    for _, rest in network.forks([2], torch.ones(1, 4)):
+        assert ran == [0, 1]
+        rest(), rest()
+        assert ran == [0, 1, 2, 3, 2, 3]
+
+
 def test_gradients_reach_what_is_shown(randn: Any) -> None:
     network, x = layer(), randn(3, 4)
     ((_, seen),) = network.observe([Value(1)], x)

@@ -10,7 +10,9 @@ from torch.utils.data import Subset, TensorDataset
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data
 from deepcomp.steps.prune import Prune
+from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.share import Share
+from deepcomp.steps.store import Store
 from deepcomp.training import Plan, train
 from deepcomp.training.loop import split
 from deepcomp.training.trainee import Trainee
@@ -53,6 +55,17 @@ def test_pruned_weights_stay_zero_and_survivors_move(net, optimiser):
         assert torch.equal(new[old == 0], old[old == 0])
         assert (new[old != 0] != old[old != 0]).float().mean() > 0.9
         assert torch.equal(net.module.get_parameter(name), new)
+
+
+def test_training_leaves_the_weights_it_was_given_as_they_are(net):
+    given = {name: tensor.clone() for name, tensor in net.tensors.items()}
+    held, own = dict(net.tensors), dict(net.module.named_parameters())
+    Quantize(bits=4).run(net)
+    Store(layers="*.bias").run(net)
+    train(net, QUICK)
+    for name, tensor in given.items():
+        assert torch.equal(held[name], tensor)
+        assert torch.equal(own[name], tensor)
 
 
 @pytest.mark.parametrize("module", [Recurrent, Attention])

@@ -14,9 +14,10 @@ from deepcomp.errors import InputError, UsageError
 from deepcomp.model import sources
 from deepcomp.model.capture import capture
 from deepcomp.model.data import Data, Pairs
+from deepcomp.model.patches import product
 from deepcomp.network import Network
 from deepcomp.steps.quantize import Quantize
-from deepcomp.training.reconstruction import Reconstruction
+from deepcomp.training.reconstruction import Examples, Reconstruction
 from deepcomp.weights import Raw
 
 ALL = 1 << 20  # more positions than there are
@@ -66,6 +67,22 @@ def test_the_error_is_that_of_the_outputs(activation: nn.Module, budget: int, ra
     assert examples(net, "second.weight", rows=100, budget=budget).error(weight) == pytest.approx(
         float(errors.mean()), rel=0.5
     )
+
+
+@pytest.mark.parametrize("name", ["first", "second", "last"])
+def test_what_is_drawn_from_inputs_is_what_the_original_makes(name: str, randn: Any) -> None:
+    x, module = randn(10, 3, 8, 8), Net(nn.ReLU())
+    net = network(module, x)
+    layers = net.layers("test")
+    sites = [layer for layer in layers if layer.weight == f"{name}.weight"]
+    (read, (_, held)) = sites[0].reads, next(net.observe("test", [sites[0].reads.value], 10))  # type: ignore[union-attr]
+    weight, bias = net.tensors[f"{name}.weight"].detach(), net.tensors[f"{name}.bias"].detach()
+    assert read is not None
+    for after in (held, held + 1):
+        found = Examples(net, layers, sites, 1000)
+        found.draw(0, held, after, 1000, torch.Generator())
+        error = found.error(lambda _, rows: product(sites[0], rows, weight) + bias)
+        assert (error < 1e-10) == (after is held)
 
 
 def test_tokens_are_examples_too(randn: Any) -> None:
