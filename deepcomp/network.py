@@ -77,7 +77,9 @@ class Network:
     runs : int
         Training runs begun.
     coders : dict of str to str
-        How the symbols of tensors are coded, by name: one of `CODERS`; fast where nothing is said. See `steps.code`.
+        How the symbols of tensors are coded, by name: one of `CODERS`. See `steps.code`.
+    coder : str
+        How those are that `coders` says nothing of.
     statistics : dict of str to Statistics
         Of the outputs of layers, by the name of the weight, before any activation; those of a layer whose weight
         changes are forgotten, unless the step that changes it says what they have become.
@@ -100,6 +102,7 @@ class Network:
     runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
     coders: dict[str, str] = field(default_factory=dict)
+    coder: str = FAST
     statistics: dict[str, Statistics] = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ numpy and, where there is enough to do (`jit`), numba write and read the same by
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,10 @@ from deepcomp.entropy.bits import Parts, fixed_bytes, pack_fixed, read_fixed
 from deepcomp.errors import UsageError
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["CODERS", "Parts", "Symbols", "bits", "cost", "decode", "encode", "encode_parts", "planes"]
+if TYPE_CHECKING:
+    from deepcomp.entropy.context import Before, LiveRows
+
+__all__ = ["CODERS", "Parts", "Symbols", "bits", "cost", "decode", "encode", "encode_parts", "live_rows", "planes"]
 
 Symbols: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -75,7 +78,7 @@ def bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
     return found
 
 
-def encode(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = ()) -> bytes:
+def encode(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = (), before: Before | None = None) -> bytes:
     """Write symbols as one stream.
 
     Parameters
@@ -87,16 +90,20 @@ def encode(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = ()) -
         that and "context". Symbols that are all the same are constant, whatever the coder.
     shape : tuple of int, optional
         Dimensions of the tensor whose elements the symbols are, for "context"; a reader must know them too.
+    before : Before, optional
+        The rows of a tensor before, whose layer may feed this one: for "context", which heeds them where that helps.
 
     Raises
     ------
     UsageError
         If there is no such coder, or "context" is asked for symbols of 2^31 and more.
     """
-    return b"".join(encode_parts(symbols, coder, shape))
+    return b"".join(encode_parts(symbols, coder, shape, before))
 
 
-def encode_parts(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = ()) -> Parts:
+def encode_parts(
+    symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = (), before: Before | None = None
+) -> Parts:
     """The stream that `encode` writes, in pieces; some may be views of the symbols."""
     if coder not in CODERS:
         raise UsageError(f"coder {coder!r}: one of {', '.join(CODERS)} expected")
@@ -105,7 +112,7 @@ def encode_parts(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] =
     if not len(symbols):
         return [bytes([_CONSTANT, 0])]
     if coder in ("context", "smallest"):
-        return _encode_context(symbols, shape, coder)
+        return _encode_context(symbols, coder, shape, before)
     fast = jit.pays(len(symbols) * _ENCODE_SECONDS)
     largest = 255 if symbols.dtype == np.uint8 else int(symbols.max())
     if largest > 255:
@@ -114,14 +121,14 @@ def encode_parts(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] =
     return [bytes([method]), *parts]
 
 
-def _encode_context(symbols: Symbols, shape: tuple[int, ...], coder: str) -> Parts:
+def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before: Before | None) -> Parts:
     from deepcomp.entropy import context  # whose tables most have no use for
 
     usual = encode_parts(symbols)
     size, largest = sum(map(len, usual)), int(symbols.max())
     if largest == symbols.min() or (coder == "smallest" and largest >= context.LIMIT):
         return usual
-    found: Parts = [bytes([_CONTEXT]), context.encode(symbols, shape, _context_pays(len(symbols), size))]
+    found: Parts = [bytes([_CONTEXT]), context.encode(symbols, shape, before, _context_pays(len(symbols), size))]
     return found if coder == "context" or sum(map(len, found)) < size else usual
 
 
@@ -198,7 +205,13 @@ def _histogram(symbols: NDArray[np.uint8], fast: bool) -> NDArray[np.int64]:
     return sum((np.bincount(symbols[i : i + _BLOCK], minlength=256) for i in blocks), np.zeros(256, np.int64))
 
 
-def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0, shape: tuple[int, ...] = ()) -> Symbols:
+def decode(
+    data: bytes | bytearray | memoryview,
+    count: int,
+    offset: int = 0,
+    shape: tuple[int, ...] = (),
+    rows_of: LiveRows | None = None,
+) -> Symbols:
     """Read a stream of `count` symbols that takes all of `data`.
 
     Parameters
@@ -207,6 +220,8 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0, sh
         Where `data` starts in its file, for messages.
     shape : tuple of int, optional
         Dimensions of the tensor that the array is part of.
+    rows_of : callable, optional
+        Gives the `live_rows` of the tensor that stands so many tensors back.
 
     Returns
     -------
@@ -228,7 +243,7 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0, sh
     if head == _CONTEXT:
         from deepcomp.entropy import context
 
-        return context.decode(cursor, count, shape, _context_pays(count, cursor.left))
+        return context.decode(cursor, count, shape, rows_of, _context_pays(count, cursor.left))
     fast = jit.pays(count * _DECODE_SECONDS[method])
     if not head & _WIDE:
         return _decode_method(method, cursor, count, fast)
@@ -245,6 +260,29 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0, sh
     values = tokens.join(symbols.astype(np.uint8, copy=False), rest, fast)
     rest.end()
     return values if largest > tokens.LAST_UINT16 else values.astype(np.uint16)
+
+
+def live_rows(
+    data: bytes | bytearray | memoryview, count: int, offset: int = 0, shape: tuple[int, ...] = ()
+) -> NDArray[np.uint8] | None:
+    """Which rows of an array hold anything, 1 or 0, without the rest of it; None where its stream does not say.
+
+    Parameters
+    ----------
+    data, count, offset, shape
+        See `decode`.
+
+    Raises
+    ------
+    FormatError
+        If the data do not begin as a stream.
+    """
+    cursor = Cursor(data, offset, "symbol stream")
+    if cursor.byte() != _CONTEXT or not count:
+        return None
+    from deepcomp.entropy import context
+
+    return context.live_rows(cursor, count, shape)
 
 
 def _context_pays(count: int, size: int) -> bool:

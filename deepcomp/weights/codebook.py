@@ -34,7 +34,7 @@ class Codebook(Form):
 
     code = 2
     name = "codebook"
-    work = 24
+    work = 8
     symbols = ("index",)
     tables = ("values",)
 

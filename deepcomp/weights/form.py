@@ -98,10 +98,10 @@ class Form(nn.Module, ABC):
         """The symbols and tables this weight is made of."""
 
     def aligned(self) -> Packed | None:
-        """`pack` for a coder that learns from what lies around a symbol.
+        """`pack` for a coder that learns from what lies around a symbol; None where there is no such packing.
 
-        The first array then has one symbol for each element of the dense weight, and symbols are in the
-        order of their values. None where there is no such packing.
+        It is of one form. The first array has one symbol for each element of the dense weight, and symbols are in
+        the order of their values.
         """
         return None
 

@@ -2,36 +2,45 @@
 
 Where Huffman and rANS know how often each symbol occurs, this coder learns, while it goes, how what it
 codes depends on what lies around it: how busy its row and its column have been, what its neighbours
-are, which rows, columns and kernels hold nothing at all. On the sparse weights of rate-aware training it
-takes a quarter to a half off the order-0 entropy; it codes some million symbols a second.
+are, which rows, columns and kernels hold nothing at all, here and in the layer before. On the sparse weights of
+rate-aware training it takes a quarter to a half off the order-0 entropy; it codes some million symbols a second.
 
 Layout::
 
     varint      the symbol that stands for 0; each symbol less it is a signed integer
     varint      0: the arrangement follows from the dimensions of the tensor; else the number of rows, and
                 varint planes, varint width
+    varint      0: nothing is known of the inputs; else how many tensors back their rows are
     bytes       one number, the digits of an arithmetic code, as `model` and docs/format.md define it
 
-The code has one form: as few bytes as name a number in the last interval, and of these the least.
+The code has one form: as few bytes as name a number in the last interval, and of these the least. What is dead
+comes first in it, and rows before all: so the rows of a layer before are known without the rest of it.
+
+`tables`, `arithmetic`, `mixing`, `model`: each a room of its own, from the ground up; all work on one `memory`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcomp.entropy.context import model, tables
+from deepcomp import jit
+from deepcomp.entropy.context import arithmetic, mixing, model, tables
+from deepcomp.entropy.context.layout import Before, Layout
+from deepcomp.entropy.context.memory import Memory
 from deepcomp.errors import UsageError
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["LIMIT", "Layout", "decode", "encode"]
+__all__ = ["LIMIT", "Before", "LiveRows", "decode", "encode", "live_rows"]
+
+LiveRows: TypeAlias = Callable[[int], NDArray[np.uint8]]  # of the tensor so many back
 
 LIMIT = 1 << 31  # symbols are below
+_ROW_SECONDS = 5e-6  # what plain Python takes for a row that is dead or live
 _WINDOW = 6  # bytes of the code that a decoder looks at
 _SAMPLE = 1 << 16  # symbols that arrangements are tried on
 _EVEN = 1 << 39  # a state that knows nothing: a chance of a half, never moved
@@ -40,45 +49,7 @@ _WEIGHT = 80_000  # of all predictions of a decision together, at first; 65,536 
 _PREDICTIONS = (2, 2, 3, 4, 5, *[5] * 31)  # of each kind of decision
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the integers of an array lie: in rows, each of planes, each of taps in lines of `width`.
-
-    Rows are outputs. Of a convolution, planes are its inputs and taps those of a kernel; of a matrix, the
-    columns are the taps of one plane, a picture's columns in lines as wide as that.
-    """
-
-    rows: int
-    planes: int
-    taps: int
-    width: int
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], count: int) -> Self:
-        """The arrangement that the dimensions of a tensor say, where its elements are what is coded."""
-        if len(shape) < 2 or math.prod(shape) != count:
-            return cls(1, 1, count, count)
-        if len(shape) == 2:
-            return cls(shape[0], 1, shape[1], shape[1])
-        return cls(shape[0], shape[1], math.prod(shape[2:]), shape[-1])
-
-    def pictures(self) -> Iterator[Self]:
-        """The same rows as square pictures in planes."""
-        for width in range(2, math.isqrt(self.taps) + 1):
-            if self.planes == 1 and self.rows > 1 and self.taps % width**2 == 0:
-                yield type(self)(self.rows, self.taps // width**2, width**2, width)
-
-    def top(self, rows: int) -> Self:
-        """The first rows."""
-        return type(self)(min(rows, self.rows), self.planes, self.taps, self.width)
-
-    @property
-    def row(self) -> int:
-        """Symbols in a row."""
-        return self.planes * self.taps
-
-
-def encode(symbols: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
+def encode(symbols: NDArray[Any], shape: tuple[int, ...], before: Before | None, fast: bool) -> bytes:
     """Write symbols, at least one, as a stream without its first byte.
 
     Parameters
@@ -86,6 +57,8 @@ def encode(symbols: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     symbols : unsigned, shape (n,)
     shape : tuple of int
         Dimensions of the tensor whose elements the symbols are; () if they are not.
+    before : Before, optional
+        The rows of a layer before; left out of account where they do not fit, or do not help.
     fast : bool
         Whether numba is to do it.
 
@@ -100,13 +73,18 @@ def encode(symbols: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     zero = int(values[counts.argmax()])
     integers = (symbols.astype(np.int64) - zero).astype(np.int32)
     usual = Layout.of(shape, len(symbols))
-    layout = _arrange(integers, usual, fast)
+    layout, known = _arrange(integers, usual, before, fast)
     head = b"\0" if layout == usual else b"".join(map(varint, (layout.rows, layout.planes, layout.width)))
-    return varint(zero) + head + _encode(integers, layout, fast)
+    return varint(zero) + head + varint(known.back if known else 0) + _encode(integers, layout, known, fast)
 
 
-def decode(cursor: Cursor, count: int, shape: tuple[int, ...], fast: bool) -> NDArray[Any]:
+def decode(cursor: Cursor, count: int, shape: tuple[int, ...], rows_of: LiveRows | None, fast: bool) -> NDArray[Any]:
     """Read `count` symbols, at least one, up to the end of the data: `encode` backwards.
+
+    Parameters
+    ----------
+    rows_of : callable, optional
+        Gives which rows hold anything of the tensor that stands so many tensors back; see `live_rows`.
 
     Returns
     -------
@@ -118,12 +96,34 @@ def decode(cursor: Cursor, count: int, shape: tuple[int, ...], fast: bool) -> ND
         If the data are not such a stream.
     """
     zero = cursor.varint(LIMIT - 1)
-    integers = _decode(cursor, _read_layout(cursor, count, shape), fast)
+    layout = _read_layout(cursor, count, shape)
+    before = _read_before(cursor, layout, rows_of)
+    integers = _decode(cursor, layout, before, fast)
     least, most = int(integers.min()) + zero, int(integers.max()) + zero
     if least < 0 or most >= LIMIT:
         cursor.fail(f"symbols from {least} to {most}, 0 to {LIMIT - 1} expected,")
-    symbols: NDArray[Any] = np.add(integers, zero, dtype=np.int64).astype(np.min_scalar_type(most))
-    return symbols
+    integers += np.int32(zero)
+    return integers.astype(np.min_scalar_type(most))
+
+
+def live_rows(cursor: Cursor, count: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Which rows of a stream of `count` symbols hold anything, 1 or 0; None where there is but one row.
+
+    Raises
+    ------
+    FormatError
+        If the data do not begin as such a stream.
+    """
+    cursor.varint(LIMIT - 1)
+    rows = _read_layout(cursor, count, shape).rows
+    if rows == 1:
+        return None
+    cursor.varint()
+    data = np.array(cursor.take(cursor.left), np.uint8)
+    fast = jit.pays(rows * _ROW_SECONDS)
+    memory = _memory(Layout(rows, 0, 0, 0), np.empty(0, np.int32), data, None, encoding=False, fast=fast)
+    _walk(memory, fast)
+    return np.array(memory.live_rows, np.uint8)
 
 
 def _read_layout(cursor: Cursor, count: int, shape: tuple[int, ...]) -> Layout:
@@ -136,18 +136,37 @@ def _read_layout(cursor: Cursor, count: int, shape: tuple[int, ...]) -> Layout:
     return Layout(rows, planes, count // (rows * planes), width)
 
 
-def _arrange(integers: NDArray[np.int32], usual: Layout, fast: bool) -> Layout:
-    """The arrangement with the shortest code, tried on the first rows."""
-    layouts, rows = [usual, *usual.pictures()], max(_SAMPLE // usual.row, 1)
-    if len(layouts) == 1:
-        return usual
-    return min(layouts, key=lambda layout: len(_encode(integers[: rows * usual.row], layout.top(rows), fast)))
+def _read_before(cursor: Cursor, layout: Layout, rows_of: LiveRows | None) -> Before | None:
+    back = cursor.varint()
+    if not back:
+        return None
+    if rows_of is None:
+        cursor.fail(f"inputs from {back} tensors back, where there is none,")
+    before = Before(back, rows_of(back))
+    if not layout.feeds(before.rows):
+        cursor.fail(f"{layout.places} inputs of {layout.rows} rows, fed by {len(before.rows)} rows,")
+    return before
 
 
-def _encode(integers: NDArray[np.int32], layout: Layout, fast: bool) -> bytes:
+def _arrange(
+    integers: NDArray[np.int32], usual: Layout, before: Before | None, fast: bool
+) -> tuple[Layout, Before | None]:
+    """The arrangement with the shortest code, and whether to heed the layer before, tried on the first rows."""
+    layouts, rows = [usual, *usual.pictures()], max(_SAMPLE // usual.places, 1)
+    known = [None, before] if before is not None and usual.feeds(before.rows) else [None]
+    if len(layouts) * len(known) == 1:
+        return usual, None
+
+    def size(way: tuple[Layout, Before | None]) -> int:
+        return len(_encode(integers[: rows * usual.places], way[0].top(rows), way[1], fast))
+
+    return min(product(layouts, known), key=size)
+
+
+def _encode(integers: NDArray[np.int32], layout: Layout, before: Before | None, fast: bool) -> bytes:
     data = np.empty(len(integers) + 64, np.uint8)
     while True:
-        memory = _memory(layout, integers, data, encoding=True, fast=fast)
+        memory = _memory(layout, integers, data, before, encoding=True, fast=fast)
         _walk(memory, fast)
         low, width, place, _ = (int(register) for register in memory.registers)
         if place <= len(data):
@@ -156,15 +175,15 @@ def _encode(integers: NDArray[np.int32], layout: Layout, fast: bool) -> bytes:
     spare = next(n for n in (6, 5, 4) if -(-low >> 8 * n) << 8 * n < low + width)
     last = -(-low >> 8 * spare) << 8 * spare
     if last >> 8 * _WINDOW:
-        model.carry(memory)
+        arithmetic.carry(memory)
         last -= 1 << 8 * _WINDOW
     return data[:place].tobytes() + last.to_bytes(_WINDOW, "big")[: _WINDOW - spare]
 
 
-def _decode(cursor: Cursor, layout: Layout, fast: bool) -> NDArray[np.int32]:
+def _decode(cursor: Cursor, layout: Layout, before: Before | None, fast: bool) -> NDArray[np.int32]:
     data = np.array(cursor.take(cursor.left), np.uint8)
-    integers = np.zeros(layout.rows * layout.row, np.int32)
-    memory = _memory(layout, integers, data, encoding=False, fast=fast)
+    integers = np.zeros(layout.rows * layout.places, np.int32)
+    memory = _memory(layout, integers, data, before, encoding=False, fast=fast)
     _walk(memory, fast)
     above, width, place, _ = (int(register) for register in memory.registers)
     spare = place - len(data)
@@ -176,7 +195,7 @@ def _decode(cursor: Cursor, layout: Layout, fast: bool) -> NDArray[np.int32]:
     return integers
 
 
-def _walk(memory: model.Memory, fast: bool) -> None:
+def _walk(memory: Memory, fast: bool) -> None:
     if fast:
         from deepcomp.entropy.context import kernels
 
@@ -186,33 +205,43 @@ def _walk(memory: model.Memory, fast: bool) -> None:
 
 
 def _memory(
-    layout: Layout, integers: NDArray[np.int32], data: NDArray[np.uint8], *, encoding: bool, fast: bool
-) -> model.Memory:
+    layout: Layout,
+    integers: NDArray[np.int32],
+    data: NDArray[np.uint8],
+    before: Before | None,
+    *,
+    encoding: bool,
+    fast: bool,
+) -> Memory:
     """What a walk over the integers begins with."""
     live = integers.reshape(layout.rows, layout.planes, layout.taps) != 0
     window = 0 if encoding else int.from_bytes(data[:_WINDOW].tobytes().ljust(_WINDOW, b"\0"), "big")
-    weights = np.zeros((model.MIXES, model.INPUTS), np.int64)
+    weights = np.zeros((model.MIXES, mixing.INPUTS), np.int64)
     weights[:] = [[_WEIGHT // count] for count in _PREDICTIONS]
-    arrays = (
-        integers,
+    arrays = {
+        "values": integers,
         # what is not coded is live
-        (live.any((1, 2)) | (layout.rows == 1)).astype(np.uint8),
-        (live.any((0, 2)) | (layout.planes == 1)).astype(np.uint8),
-        (live.any(0) | (layout.rows == 1)).reshape(-1).astype(np.uint8),
-        np.zeros(layout.planes, np.uint8),
-        np.zeros(layout.planes, np.int32),
-        np.zeros(layout.row, np.int32),
-        np.full(layout.row, _LEVEL, np.int32),
-        np.zeros(6, np.int64),
-        np.full(model.STATES, _EVEN, np.int64),
-        weights.reshape(-1),
-        np.zeros(model.MIXES, np.int64),
-        np.zeros(model.INPUTS, np.int64),
-        np.zeros(model.INPUTS, np.int64),
-        np.array([window, 1 << 8 * _WINDOW, 0 if encoding else _WINDOW, encoding], np.int64),
-        data,
-        *(np.array(table, np.int32) for table in (tables.SQUASH, tables.STRETCH, tables.RECIPROCAL, tables.RATE)),
-        np.array(tables.LEVEL, np.uint8),
-    )
-    shape = (layout.rows, layout.planes, layout.taps, layout.width)
-    return model.Memory(*shape, *(array if fast else memoryview(array) for array in arrays))
+        "live_rows": (live.any((1, 2)) | (layout.rows == 1)).astype(np.uint8),
+        "live_planes": (live.any((0, 2)) | (layout.planes == 1)).astype(np.uint8),
+        "live_taps": (live.any(0) | (layout.rows == 1)).reshape(-1).astype(np.uint8),
+        "live_kernels": np.zeros(layout.planes, np.uint8),
+        "fed": layout.fed(before),
+        "plane_activity": np.zeros(layout.planes, np.int32),
+        "tap_activity": np.zeros(layout.places, np.int32),
+        "tap_lean": np.full(layout.places, _LEVEL, np.int32),
+        "row": np.zeros(model.KNOWN, np.int64),
+        "states": np.full(model.STATES, _EVEN, np.int64),
+        "weights": weights.reshape(-1),
+        "ages": np.zeros(model.MIXES, np.int64),
+        "contexts": np.zeros(mixing.INPUTS, np.int64),
+        "inputs": np.zeros(mixing.INPUTS, np.int64),
+        "registers": np.array([window, 1 << 8 * _WINDOW, 0 if encoding else _WINDOW, encoding], np.int64),
+        "data": data,
+        "squash": tables.SQUASH,
+        "stretch": tables.STRETCH,
+        "reciprocal": tables.RECIPROCAL,
+        "rate": tables.RATE,
+        "level": tables.LEVEL,
+    }
+    views = arrays if fast else {name: memoryview(array) for name, array in arrays.items()}
+    return Memory(layout.rows, layout.planes, layout.taps, layout.width, **views)

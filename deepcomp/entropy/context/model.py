@@ -1,193 +1,37 @@
-"""The model of the context coder and the arithmetic coder beneath it.
+"""The model of the context coder: in which order an array is told, and what each decision may depend on.
 
-Every function here is plain Python on integers and, compiled as it stands, a kernel of numba: both
-make the same decisions, bit for bit. So nothing here may need more than 64 bits, or be more than
-indexing and integer arithmetic. Encoding and decoding are one walk over the array: `decide` is told
-each bit where it encodes, and tells it where it decodes.
+First what is dead: rows, planes, places. Then, row by row, what is not: whether the taps of a plane hold anything,
+and of each value whether it is zero, its sign, its size. Encoding and decoding are one walk: a decision is told its
+bit where it encodes, and tells it where it decodes.
 
-A *state* is a probability and how often it has moved, in one integer (`moved`). Each decision mixes
-the predictions of five states, or of fewer, which its contexts choose: log-odds are weighed, and the
-weights learn from the error (Mahoney 2005, "Adaptive weighing of context models for lossless data
-compression"; the states follow by 1 / (n + 2)).
+Every function here is plain Python on integers and, compiled as it stands (`kernels`), a kernel of numba: both make
+the same decisions, bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from deepcomp.entropy.context.arithmetic import ENCODING, PLACE
+from deepcomp.entropy.context.memory import Memory
+from deepcomp.entropy.context.mixing import decide, decide_alone, moved
 
-from numpy.typing import NDArray
+__all__ = ["KNOWN", "MIXES", "STATES", "walk"]
 
-__all__ = ["INPUTS", "MIXES", "STATES", "Memory", "walk"]
-
-Ints: TypeAlias = NDArray[Any] | memoryview
-
-# the registers of the arithmetic coder
-LOW, WIDTH, PLACE, ENCODING = range(4)
 # what is known of the row so far
-ACTIVITY, LOCAL, LEAN, SIGN, KERNEL, KERNEL2 = range(6)
+ACTIVITY, LOCAL, LEAN, SIGN, KERNEL, KERNEL2 = range(KNOWN := 6)
 
-COUNT = 4095  # of moves, the most a state remembers
-CERTAIN = (1 << 28) - 1
 LEANING = (1 << 16) - 1
 FAR = 12
 SLOW, QUICK, BRIEF = 255, 15, 7  # moves that activities of rows and columns, leanings and the local ones remember
 
 # where the states of each kind of decision begin
-ROWS, PLANES, TAPS, KERNELS, SIGNS, NODES, SIZES = 0, 5, 15, 41, 359, 440, 1464
+ROWS, PLANES, TAPS, KERNELS, SIGNS, NODES, SIZES = 0, 5, 20, 98, 416, 497, 1521
+FED_PLANES, FED_TAPS = 5, 26  # states for each thing that may be known of an input
 EACH = 896  # states of a decision on the size
 NEAR, POSITION, PATTERN, BOTH = 256, 512, 576, 640  # of these, where those of each context begin
 STATES = SIZES + 31 * EACH
-# and the mixer's weights
-INPUTS = 5
+# and the mixes
 MIX_ROW, MIX_PLANE, MIX_TAP, MIX_KERNEL, MIX_SIGN, MIX_SIZE = range(6)
 MIXES = MIX_SIZE + 31
-
-
-class Memory(NamedTuple):
-    """What a walk works on: views of arrays, or the arrays themselves in a kernel.
-
-    Attributes
-    ----------
-    rows, planes, taps, width : int
-        The array is (rows, planes, taps); the taps of a plane lie in lines of `width`.
-    values : int32, shape (rows · planes · taps,)
-        Signed integers; zero at first where they are to be decoded.
-    live_rows, live_planes, live_taps : uint8
-        Whether any value of a row, a plane, a tap of a plane is not zero.
-    data : uint8
-        What is read, or filled; the coder may run beyond.
-    """
-
-    rows: int
-    planes: int
-    taps: int
-    width: int
-    values: Ints
-    live_rows: Ints
-    live_planes: Ints
-    live_taps: Ints
-    live_kernels: Ints
-    plane_activity: Ints
-    tap_activity: Ints
-    tap_lean: Ints
-    row: Ints
-    states: Ints
-    weights: Ints
-    ages: Ints
-    contexts: Ints
-    inputs: Ints
-    registers: Ints
-    data: Ints
-    squash: Ints
-    stretch: Ints
-    reciprocal: Ints
-    rate: Ints
-    level: Ints
-
-
-def moved(state: int, target: int, most: int, m: Memory) -> int:
-    """A state, its value one step nearer to a target."""
-    count = state & COUNT
-    value = state >> 12
-    value += (target - value) * m.reciprocal[count] >> 16
-    return value << 12 | min(count + 1, most)
-
-
-# --- arithmetic coding --------------------------------------------------------------------------
-
-
-def put(digits: int, m: Memory) -> None:
-    """Write 16 bits, if there is room."""
-    at = m.registers[PLACE]
-    if at + 2 <= len(m.data):
-        m.data[at] = digits >> 8
-        m.data[at + 1] = digits & 255
-    m.registers[PLACE] = at + 2
-
-
-def carry(m: Memory) -> None:
-    """Add one to the number written so far."""
-    at = m.registers[PLACE] - 1
-    if at < len(m.data):
-        while m.data[at] == 255:
-            m.data[at] = 0
-            at -= 1
-        m.data[at] += 1
-
-
-def take(m: Memory) -> int:
-    """Read 16 bits; behind the end there are zeros."""
-    at = m.registers[PLACE]
-    m.registers[PLACE] = at + 2
-    digits = 0
-    if at < len(m.data):
-        digits = m.data[at] * 256
-    if at + 1 < len(m.data):
-        digits += m.data[at + 1]
-    return digits
-
-
-def code(bit: int, chance: int, m: Memory) -> int:
-    """Encode a bit that is 1 with a chance of so many in 65,536, or decode it."""
-    low = m.registers[LOW]  # where the interval begins; in decoding, how far the number read lies above that
-    width = m.registers[WIDTH]
-    bound = (width >> 16) * chance
-    if m.registers[ENCODING]:
-        if bit:
-            width = bound
-        else:
-            width -= bound
-            low += bound
-            if low >= 1 << 48:
-                low -= 1 << 48
-                carry(m)
-        if width < 1 << 32:
-            put(low >> 32, m)
-            low = (low & 0xFFFFFFFF) << 16
-            width <<= 16
-    else:
-        if low < bound:
-            bit = 1
-            width = bound
-        else:
-            bit = 0
-            width -= bound
-            low -= bound
-        if width < 1 << 32:
-            low = low << 16 | take(m)
-            width <<= 16
-    m.registers[LOW] = low
-    m.registers[WIDTH] = width
-    return bit
-
-
-def decide(bit: int, count: int, mix: int, m: Memory) -> int:
-    """Code a bit, mixing the predictions of the first `count` contexts; all that predicted learns from it."""
-    first = mix * INPUTS
-    total = 0
-    for i in range(count):
-        odds = m.stretch[m.states[m.contexts[i]] >> 28]
-        m.inputs[i] = odds
-        total += odds * m.weights[first + i]
-    chance = m.squash[min(max(total >> 16, -2047), 2047) + 2048]
-    bit = code(bit, chance, m)
-    age = m.ages[mix]
-    m.ages[mix] = min(age + 1, COUNT)
-    step = ((bit << 16) - chance) * m.rate[age]
-    target = CERTAIN * bit
-    for i in range(count):
-        m.weights[first + i] += m.inputs[i] * step + (1 << 23) >> 24
-        at = m.contexts[i]
-        m.states[at] = moved(m.states[at], target, COUNT, m)
-    return bit
-
-
-def decide_alone(bit: int, at: int, m: Memory) -> int:
-    """Code a bit with the prediction of one state."""
-    state = m.states[at]
-    bit = code(bit, min(max(state >> 24, 1), 65535), m)
-    m.states[at] = moved(state, CERTAIN * bit, COUNT, m)
-    return bit
 
 
 # --- what is dead -------------------------------------------------------------------------------
@@ -207,8 +51,9 @@ def walk_planes(m: Memory) -> None:
     """Which planes hold anything."""
     one = two = 0
     for plane in range(m.planes):
-        m.contexts[0] = PLANES
-        m.contexts[1] = PLANES + 2 + one + 2 * two
+        base = PLANES + FED_PLANES * m.fed[plane * m.taps]
+        m.contexts[0] = base
+        m.contexts[1] = base + 1 + one + 2 * two
         two = one
         one = m.live_planes[plane] = decide(m.live_planes[plane], 2, MIX_PLANE, m)
 
@@ -226,9 +71,10 @@ def walk_taps(plane: int, m: Memory) -> None:
         north_west = live[at - m.width - 1] if tap >= m.width and x > 0 else 0
         north_east = live[at - m.width + 1] if tap >= m.width and x < m.width - 1 else 0
         behind = live[at - m.taps] if plane > 0 else 0
-        m.contexts[0] = TAPS + behind
-        m.contexts[1] = TAPS + 2 + west + 2 * north + 4 * north_east + 8 * north_west
-        m.contexts[2] = TAPS + 18 + west + west2 + north + north2 + north_west + north_east + behind
+        base = TAPS + FED_TAPS * m.fed[at]
+        m.contexts[0] = base + behind
+        m.contexts[1] = base + 2 + west + 2 * north + 4 * north_east + 8 * north_west
+        m.contexts[2] = base + 18 + west + west2 + north + north2 + north_west + north_east + behind
         live[at] = decide(live[at], 3, MIX_TAP, m)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from math import isqrt
 
+import numpy as np
+
 __all__ = ["LEVEL", "RATE", "RECIPROCAL", "SQUASH", "STRETCH"]
 
 _OCTAVE = 128  # steps of log-odds
@@ -38,18 +40,18 @@ def _squash() -> list[int]:
     return [min(max(chance, 1), 65535) for chance in found]
 
 
-def _stretch() -> list[int]:
+def _stretch(squash: list[int]) -> list[int]:
     """The least log-odds at which the probability is (i + 1/2) / 4096 or more."""
     place, found = -2047, []
     for chance in range(8, 65536, 16):
-        while SQUASH[place + 2048] < chance:
+        while squash[place + 2048] < chance:
             place += 1
         found.append(place)
     return found
 
 
-SQUASH: list[int] = _squash()
-STRETCH: list[int] = _stretch()
-RECIPROCAL: list[int] = [65536 // (count + 2) for count in range(_COUNTS)]
-RATE: list[int] = [(1 << 18) // (count + 32) for count in range(_COUNTS)]
-LEVEL: list[int] = [(activity * activity >> 6).bit_length() for activity in range(_MOST_ACTIVE + 1)]  # two an octave
+SQUASH = np.array(_squash(), np.int32)
+STRETCH = np.array(_stretch(SQUASH.tolist()), np.int32)
+RECIPROCAL = np.array([65536 // (count + 2) for count in range(_COUNTS)], np.int32)
+RATE = np.array([(1 << 18) // (count + 32) for count in range(_COUNTS)], np.int32)
+LEVEL = np.array([(activity * activity >> 6).bit_length() for activity in range(_MOST_ACTIVE + 1)], np.uint8)
