@@ -179,7 +179,9 @@ class _Rows:
     def before(self, name: str) -> Before | None:
         """Those of the last weight before one, once it is coded."""
         earlier = self._earlier.get(name)
-        rows = self._found[earlier].result() if earlier is not None else None
+        if earlier is None:
+            return None
+        rows = self._found[earlier].result()
         return None if rows is None else Before(self._numbers[name] - self._numbers[earlier], rows)
 
     @contextmanager

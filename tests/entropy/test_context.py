@@ -1,4 +1,4 @@
-"""The context coder: what it writes it reads, in numba, in plain Python and by the book; what it saves, and never costs."""
+"""The context coder: what it writes is read by numba, in plain Python and by the book; what it saves and costs."""
 
 from __future__ import annotations
 
