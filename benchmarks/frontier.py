@@ -19,11 +19,13 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from peers import load_nncodec, nncodec
-from subjects import SUBJECTS, Subject, score
+from subjects import SUBJECTS, Subject, score, through
 from timing import check, finish, heading, machine, show, table
 
 import deepcomp
+from deepcomp.steps import STEPS
 
 FOLD = '[[step]]\ndo = "fold-bn"\n'
 HALVES = '[[step]]\ndo = "store"\ndtype = "float16"\nvectors = true\n'
@@ -90,11 +92,11 @@ class Bench:
         return str(path)
 
     def peer(self, coder: Any) -> Iterator[Point]:
-        """The points of NNCodec; batch norms folded where their names say to which layer they belong."""
-        net = self.subject.network()
+        """The points of NNCodec, batch norms folded: by itself where names tell it their layers, else as we do."""
+        folds = self.subject.model == "resnet20"
+        net = through(self.subject, None, [] if folds else [STEPS["fold-bn"]()])
         own = {name: tensor.detach() for name, tensor in net.tensors.items() if name not in net.tied}
         own = {name: tensor.float().clone() for name, tensor in own.items() if tensor.is_floating_point()}
-        folds = self.subject.model == "resnet20"
         for qp, rdo in NNCODEC:
             size, found = nncodec(coder, dict(own), qp=qp, nonweight_qp=-40, lambda_scale=rdo, bnf=folds)
             back = {name: torch.from_numpy(np.asarray(found[name])).reshape(own[name].shape) for name in own}
@@ -141,14 +143,17 @@ def _draw(bench: Bench, curves: dict[str, list[Point]], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for (name, points), mark in zip(curves.items(), "os^Dv*x", strict=False):
-        shown = [p for p in points if bench.loss(p) <= SHOWN]
+        shown = sorted((p for p in points if bench.loss(p) <= SHOWN), key=lambda p: p.size)
         axes.plot([p.size for p in shown], [p.quality for p in shown], mark + "-", ms=4, lw=1, label=name)
     axes.axhline(bench.float, color="grey", lw=0.8, ls="--", label="fp32")
     axes.set_xscale("log")
-    axes.set_xlabel("bytes of the file")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("file, kB")
     axes.set_ylabel("accuracy, %" if bench.images else "perplexity")
     axes.set_title(f"{bench.subject.title}, without training")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, metadata={"Date": None})

@@ -1,6 +1,6 @@
 """The integer runtime beside the simulation and fp32: `python benchmarks/integer.py [NETWORK ...] [--images N]`.
 
-Networks come from files: batch norms folded, 8-bit weights with a scale for each output channel, 8-bit activations.
+Networks come from files of the recipe `ptq`: weights of 8 and of 4 bits, activations of 8.
 What is timed in integers is a reference: exact products by PyTorch's int8 kernel, and everything else as one operation
 of PyTorch's after another.
 """
@@ -29,17 +29,7 @@ from deepcomp.runtime.products import has_kernel
 SEED = 0
 NETWORKS = ("resnet20", "mobilenet")
 BATCHES = (1, 64)
-RECIPE = """
-[[step]]
-do = "fold-bn"
-[[step]]
-do = "quantize"
-bits = 8
-per = "channel"
-[[step]]
-do = "quantize-activations"
-bits = 8
-"""
+BITS = (8, 4)  # of weights
 # Rows, inputs and outputs of layers as products of matrices; a convolution's windows are its rows.
 SHAPES = {
     "ResNet-20, 16 channels, batch 64": (65536, 144, 16),
@@ -97,18 +87,24 @@ def kernels(repeats: int) -> None:
 
 
 def network(subject: Subject, folder: Path, options: argparse.Namespace) -> None:
-    """One network: agreement, accuracy, time."""
-    heading(f"{subject.title}, W8A8")
+    """One network: accuracy, agreement, time."""
     data, path = subject.load(options.images), folder / "network.dcz"
-    recipe = folder / "w8a8.toml"
-    recipe.write_text(RECIPE)
-    deepcomp.compress(subject.path, path, recipe=recipe, model=subject.model, data=data, seed=SEED, force=True)
-    runtimes: dict[str, Any] = {runtime: deepcomp.load(path, runtime=runtime) for runtime in RUNTIMES}
-    show("operations in floating point", runtimes["integer"].float_operations or "none")
-    agreement(runtimes, data)
-    for runtime, module in runtimes.items():
-        show(f"accuracy, {runtime}", f"{evaluate(module, data).value:.2f} %")
-    times(runtimes, data, options.repeats)
+    for bits in BITS:
+        heading(f"{subject.title}, W{bits}A8")
+        settings = {"quantize.bits": bits}
+        report = deepcomp.compress(
+            subject.path, path, recipe="ptq", model=subject.model, data=data, settings=settings, seed=SEED, force=True
+        )
+        assert report.metric is not None
+        runtimes: dict[str, Any] = {runtime: deepcomp.load(path, runtime=runtime) for runtime in RUNTIMES}
+        show("file", f"{report.output_bytes:,} bytes")
+        show("operations in floating point", runtimes["integer"].float_operations or "none")
+        show("accuracy, fp32", f"{report.metric['before']:.2f} %")
+        for runtime, module in runtimes.items():
+            show(f"accuracy, {runtime}", f"{evaluate(module, data).value:.2f} %")
+        agreement(runtimes, data)
+        if bits == BITS[0]:
+            times(runtimes, data, options.repeats)
 
 
 def images(data: Data, count: int) -> torch.Tensor:

@@ -19,23 +19,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from draws import Figures, cell, gain, step
 from subjects import SUBJECTS, Subject, score, through
 from timing import check, finish, heading, machine, show, table
 
 import deepcomp
 from deepcomp.network import Network
-from deepcomp.steps import STEPS, Step
 
 BITS = (8, 7, 6, 5, 4, 3)
 RATIOS = (0.01, 0.02, 0.05)
 WHOLE, *CLIPS = "min-max", "mse", "aciq", "kl", "percentile"
-
-Figures = list[float]  # accuracies in percent or perplexities, one for each draw of calibration data
-
-
-def step(do: str, **settings: object) -> Step:
-    """A step of a recipe."""
-    return STEPS[do](**settings)
 
 
 class Bench:
@@ -70,8 +63,7 @@ class Bench:
 
     def gain(self, found: Figures, than: Figures) -> float:
         """How much better one figure is than another on average: points, or percent of the perplexity."""
-        a, b = statistics.fmean(found), statistics.fmean(than)
-        return a - b if self.images else 100 * (b - a) / b
+        return gain(found, than, self.images)
 
     def best(self, *found: Figures) -> Figures:
         return max(found, key=lambda figures: self.gain(figures, found[0]))
@@ -116,12 +108,6 @@ _KINDS = {
     "split": [f"OCS {ratio}" for ratio in RATIOS],
     "both": [f"OCS {ratio} + best clip" for ratio in RATIOS],
 }
-
-
-def cell(found: Figures) -> str:
-    """A figure, with its spread where it has one."""
-    mean = f"{statistics.fmean(found):.2f}"
-    return mean if len(found) == 1 else f"{mean} ({min(found):.2f} to {max(found):.2f})"
 
 
 def sizes(subject: Subject, bits: int = 5) -> None:

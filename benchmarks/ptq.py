@@ -8,17 +8,17 @@ are means of three draws of it (`--seeds`), with the least and the greatest.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from draws import Draws, Figures, cell, step
 from nagel import TABLES
-from subjects import SUBJECTS, Subject, score, through
+from subjects import SUBJECTS
 from timing import check, finish, heading, machine, show, table
 
 from deepcomp.recipe import Recipe
-from deepcomp.steps import STEPS, Step
+from deepcomp.steps import Step
 from deepcomp.weights.ranges import RANGES
 
 BITS = (8, 6, 4)
@@ -26,40 +26,14 @@ BITS = (8, 6, 4)
 Ways = dict[str, Callable[[int], list[Step]]]
 
 
-def step(do: str, **settings: object) -> Step:
-    """A step of a recipe."""
-    return STEPS[do](**settings)
+class Bench(Draws):
+    """One network, and ways against bits."""
 
-
-class Bench:
-    """One network and its data."""
-
-    def __init__(self, subject: Subject, items: int, seeds: int) -> None:
-        self.subject, self.seeds = subject, tuple(range(seeds))
-        self.data = subject.load(items)
-        self.images = self.data.metric == "accuracy"
-        self.float = self.of([])[0]
-
-    def of(self, steps: Sequence[Step], seeds: Sequence[int] = (0,)) -> list[float]:
-        """Accuracy or perplexity after some steps, for each draw of the calibration data."""
-        return [score(through(self.subject, self.data, steps, seed), self.data) for seed in seeds]
-
-    def gain(self, found: Sequence[float], than: Sequence[float]) -> float:
-        """How much better one way is than another on average: points, or percent of the perplexity."""
-        a, b = statistics.fmean(found), statistics.fmean(than)
-        return a - b if self.images else 100 * (b - a) / b
-
-    def grid(self, title: str, ways: Ways, seeds: Sequence[int] = (0,)) -> dict[str, list[list[float]]]:
+    def grid(self, title: str, ways: Ways, seeds: Sequence[int] = (0,)) -> dict[str, list[Figures]]:
         """Print ways against bits."""
         found = {name: [self.of(steps(bits), seeds) for bits in BITS] for name, steps in ways.items()}
         table([title, *(f"{bits} bits" for bits in BITS)], [[name, *map(cell, row)] for name, row in found.items()])
         return found
-
-
-def cell(found: Sequence[float]) -> str:
-    """A figure, with its spread where it has one."""
-    mean = f"{statistics.fmean(found):.2f}"
-    return mean if len(found) == 1 else f"{mean} ({min(found):.2f} to {max(found):.2f})"
 
 
 def weights(bench: Bench) -> None:
@@ -107,7 +81,7 @@ def equalization(bench: Bench) -> None:
     ways["equalised, bias correction by data"] = before["equalised"], "tensor", [empirical]
     ways["original, per channel"] = before["original"], "channel", []
     rows: list[list[str]] = []
-    found: dict[tuple[str, int], list[float]] = {}
+    found: dict[tuple[str, int], Figures] = {}
     for name, (steps, per, more) in ways.items():
         cells = []
         for bits in BITS:

@@ -7,6 +7,7 @@ import os
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -88,7 +89,7 @@ class Recipe:
             taken; a key of a table in a step is `step.table.key`.
         data : bool
             Whether there is data: decides which of the steps marked `when = "data"` and
-            `when = "no-data"` are taken.
+            `when = "no-data"` are taken. Behind a step that gives data there is.
 
         Raises
         ------
@@ -123,13 +124,21 @@ class Recipe:
             raise UsageError(f"recipe {name}: steps are written as [[step]] tables")
         for row in rows:  # those that are not taken, too
             _step(row, f"recipe {name}")
-        taken = [row for row in rows if row.get("when") in (None, _WHEN[data])]
+        taken = list(_taken(rows, data))
         here = name if len(taken) == len(rows) else f"{name} {'with' if data else 'without'} data"
         steps = [_step(row, f"recipe {name}") for row in _with_settings(taken, settings or {}, here)]
         return cls(name, steps, _dial(table.get("dial"), rows, taken, name))
 
 
 _WHEN = {True: "data", False: "no-data"}
+
+
+def _taken(rows: list[dict[str, Any]], data: bool) -> Iterator[dict[str, Any]]:
+    """The steps that are taken, with data from the start or none."""
+    for row in rows:
+        if row.get("when") in (None, _WHEN[data]):
+            yield row
+            data = data or STEPS[row["do"]].gives_data
 
 
 def _dial(table: Any, rows: list[dict[str, Any]], taken: list[dict[str, Any]], name: str) -> Dial | None:

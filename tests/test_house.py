@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "report": {"weights", "container", "entry", "loader"},
     "training": {"weights", "model", "network", "container"},
     "curvature": {"model", "network", "runtime"},
+    "synthesis": {"model", "network"},
     "steps": {
         *("allocation", "calibration", "curvature", "entry", "model", "network", "report", "runtime", "training"),
-        "weights",
+        *("synthesis", "weights"),
     },
     "recipe": {"steps"},
     "serializer": {"entropy", "weights", "model", "container", "entry", "network"},

@@ -10,7 +10,8 @@ __all__ = ["page"]
 
 _COLOURS = {
     "gaps": "#4269d0", "index": "#efb118", "values": "#ff725c", "q": "#6cc5b0", "scale": "#3ca951",
-    "zero_point": "#ff8ab7", "words": "#9498a0", "row": "#a463f2", "shift": "#97bbf5", "frame": "#9c6b4e",
+    "zero_point": "#ff8ab7", "words": "#9498a0", "row": "#a463f2", "shift": "#97bbf5", "levels": "#b5a642",
+    "frame": "#9c6b4e",
 }  # fmt: skip
 _OTHER = "#000000"  # a part that this version has no colour for
 _BAR = 180  # pixels of the longest bar

@@ -21,6 +21,7 @@ from deepcomp.steps.share import Share
 from deepcomp.steps.split_channels import SplitChannels
 from deepcomp.steps.step import Step
 from deepcomp.steps.store import Store
+from deepcomp.steps.synthesise import Synthesise
 from deepcomp.steps.tune_biases import TuneBiases
 from deepcomp.steps.tune_bn import TuneBN
 
@@ -29,6 +30,7 @@ __all__ = ["STEPS", "Step"]
 STEPS: dict[str, type[Step]] = {
     step.do: step
     for step in (
+        Synthesise,
         FoldBN,
         Equalize,
         AbsorbBias,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, Context
 from functools import partial
@@ -18,12 +18,15 @@ from deepcomp.errors import InfeasibleError, UsageError
 from deepcomp.model.data import METRICS
 from deepcomp.model.evaluate import call, leading
 from deepcomp.model.graph import Stored, references
-from deepcomp.model.layers import Layers
+from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.model.macs import Work, works
 from deepcomp.model.uses import uses
 from deepcomp.network import Network
 from deepcomp.sizes import parse_size
 from deepcomp.steps.step import Step
+from deepcomp.training.one_by_one import OneByOne, Pace
+from deepcomp.training.reconstruction import check_sites
+from deepcomp.training.tuning import Rates
 from deepcomp.weights import Form, Grid, Mask
 from deepcomp.weights.grid import check
 
@@ -41,6 +44,9 @@ class Allocate(Step):
     losses are taken to add up, and an integer programme chooses (`allocation.programme`). A layer's size is what it
     takes in a file, its integers entropy-coded, with one scale a channel. The report holds what was measured of each
     choice, and how far the outputs move with those taken, as predicted and as measured.
+
+    What nearest rounding loses with few bits says little of what is left when integers are chosen with care: where
+    `adaquant` follows, each choice had better be tuned, too, before it is judged (`tuned`).
 
     Put this step behind `fold-bn`; `adaround` or `quantize-feedback` behind it find better integers on the grids.
 
@@ -64,6 +70,10 @@ class Allocate(Step):
         How ranges are set; see `quantize`. Clipping pays less than it does where each integer takes as many bits.
     samples : int
         Calibration inputs.
+    tuned : int
+        Iterations that each choice of a weight is tuned for, on the original network's inputs, before its loss and
+        its size are measured: as `adaquant` does it, weights and their ranges alone. 0: they are rounded to nearest,
+        as are always those of weights that have a form already, or are used where it cannot be seen what for.
     """
 
     do: ClassVar[str] = "allocate"
@@ -78,6 +88,7 @@ class Allocate(Step):
     base: int = 8
     range: str = "min-max"
     samples: int = 128
+    tuned: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -89,6 +100,8 @@ class Allocate(Step):
         for key in ("apart", "samples"):
             if getattr(self, key) < 1:
                 raise UsageError(f"allocate.{key} = {getattr(self, key)}: 1 or more expected")
+        if self.tuned < 0:
+            raise UsageError(f"allocate.tuned = {self.tuned}: 0 or more expected")
         if self.fewest > self.most:
             raise UsageError(f"allocate.fewest = {self.fewest}: at most most = {self.most} expected")
         for key in ("share", "bops"):
@@ -99,6 +112,8 @@ class Allocate(Step):
 
     def run(self, net: Network) -> dict[str, Any]:
         layers, grids = net.layers(self.do), self._grids(net)
+        if self.tuned:
+            self._tune(net, layers, grids)
         bench = _Bench(net, {name: by_bits[self.base] for name, by_bits in grids.items()}, self.samples)
         base, losses = bench.alone(grids)
         choices = {
@@ -137,6 +152,19 @@ class Allocate(Step):
             return Grid.fit(weight, bits, axis=axis, range=self.range)
         values, at = form.inner.dense().reshape(-1), form.positions
         return Mask(at, Grid.fit(values, bits, axis=axis, range=self.range, at=at, shape=form.shape), form.shape)
+
+    def _tune(self, net: Network, layers: Layers, grids: dict[str, dict[int, Form]]) -> None:
+        """Let each form be the best of its number of bits."""
+        sites: dict[str, list[Layer]] = {name: [] for name in grids}
+        for layer in layers:
+            if layer.weight in sites:
+                sites[layer.weight].append(layer)
+        rates = Rates(inputs=0.0, biases=0.0)
+        pace = Pace(self.samples, rates, sequential=False, iterations=self.tuned)
+        seen = {name: here for name, here in sites.items() if net.form(name) is None and _seen(here)}
+        for weight in OneByOne(self.do, net, layers, seen, pace).walk():
+            for bits, form in grids[weight.name].items():
+                grids[weight.name][bits] = weight.tune(form).state.form
 
     def _cost(self, net: Network, layers: Layers, names: Collection[str]) -> Callable[[str, Choice], float]:
         """What a choice of a weight takes, as a share: of bit operations if these are limited, else of bytes."""
@@ -259,6 +287,15 @@ class _Bench:
 
 def _forms(grids: Mapping[str, Mapping[int, Form]], chosen: Mapping[str, Choice]) -> dict[str, Form]:
     return {name: grids[name][choice.bits] for name, choice in chosen.items()}
+
+
+def _seen(sites: Sequence[Layer]) -> bool:
+    """Whether it can be seen what all layers of a weight make of it."""
+    try:
+        check_sites(sites)
+    except Skip:
+        return False
+    return True
 
 
 def _written(net: Network, grids: Mapping[str, Mapping[int, Form]], chosen: Mapping[str, Choice]) -> int:

@@ -19,11 +19,14 @@ class Step(ABC):
     ----------
     do : str
         The step's name in a recipe.
+    gives_data : bool
+        Whether the steps behind it have data to calibrate and train on, given or not.
     layers, skip : str
         Which weights it takes and which it leaves: name patterns, several separated by commas.
     """
 
     do: ClassVar[str]
+    gives_data: ClassVar[bool] = False
 
     layers: str = "*"
     skip: str = ""

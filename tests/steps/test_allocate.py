@@ -199,11 +199,34 @@ def test_a_loss_is_what_the_network_shows():
         assert loss == pytest.approx(divergence(name) - divergence(""), rel=1e-3, abs=1e-6)
 
 
-def test_survivors_of_a_mask_have_grids():
+def test_choices_that_are_tuned_lose_less():
+    losses = {}
+    for tuned in (0, 100):
+        torch.manual_seed(0)
+        net = calibrated()
+        said = Allocate(share=0.12, samples=64, tuned=tuned).run(net)
+        assert said["bytes"] == sum(form.size() for form in net.forms.values()) <= 0.12 * whole(net)
+        few = [choice["loss"] for found in said["choices"].values() for choice in found if choice["bits"] < 5]
+        losses[tuned] = math.fsum(few), said["divergence"]
+    assert losses[100][0] < 0.7 * losses[0][0]
+    assert losses[100][1] < losses[0][1]
+
+
+def test_choices_that_cannot_be_tuned_are_rounded():
+    net = network(nn.Sequential(nn.Embedding(50, 16), nn.Flatten(), nn.Linear(64, 10)), (torch.zeros(2, 4).long(),))
+    words = TensorDataset(torch.randint(50, (64, 4)), torch.zeros(64).long())
+    net.data = Data(words, words, "accuracy")
+    said = Allocate(share=0.12, samples=16, tuned=10).run(net)
+    table = Grid.fit(net.tensors["0.weight"], said["bits"]["0.weight"], range="min-max")
+    assert torch.equal(net.forms["0.weight"].dense(), table.dense())
+
+
+@pytest.mark.parametrize("tuned", [0, 10])
+def test_survivors_of_a_mask_have_grids(tuned):
     net = calibrated()
     Prune(density=0.5).run(net)
     zeros = {name: form.dense() == 0 for name, form in net.forms.items()}
-    Allocate(share=0.2, samples=16).run(net)
+    Allocate(share=0.2, samples=16, tuned=tuned).run(net)
     for name, form in net.forms.items():
         assert isinstance(form, Mask)
         assert isinstance(form.inner, Grid)
@@ -226,6 +249,8 @@ def test_settings_that_make_no_sense():
         Allocate(fewest=6, most=4)
     with pytest.raises(UsageError, match=r"allocate\.apart = 0: 1 or more expected"):
         Allocate(apart=0)
+    with pytest.raises(UsageError, match=r"allocate\.tuned = -1: 0 or more expected"):
+        Allocate(tuned=-1)
     for key in ("share", "bops"):
         with pytest.raises(UsageError, match=rf"allocate\.{key} = 0: more than 0 expected"):
             Allocate(**{key: 0})

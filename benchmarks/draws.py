@@ -1,0 +1,61 @@
+"""Figures of a network after some steps, over draws of the calibration data."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from subjects import Subject, score, through
+
+from deepcomp.steps import STEPS, Step
+
+__all__ = ["Draws", "Figures", "cell", "gain", "step"]
+
+Figures = list[float]  # accuracies in percent or perplexities, one for each draw of calibration data
+
+
+class Draws:
+    """One network, its data, and how it does before and after steps.
+
+    Attributes
+    ----------
+    images : bool
+        Whether figures are accuracies in percent; perplexities if not.
+    float : float
+        The figure of the network in fp32.
+    """
+
+    def __init__(self, subject: Subject, items: int, seeds: int) -> None:
+        self.subject, self.seeds = subject, tuple(range(seeds))
+        self.data = subject.load(items)
+        self.images = self.data.metric == "accuracy"
+        self.float = self.of([])[0]
+
+    @property
+    def measure(self) -> str:
+        return "accuracy, %" if self.images else "perplexity"
+
+    def of(self, steps: Sequence[Step], seeds: Sequence[int] = (0,)) -> Figures:
+        """Figures after some steps, for each draw of the calibration data."""
+        return [score(through(self.subject, self.data, steps, seed), self.data) for seed in seeds]
+
+    def gain(self, found: Figures, than: Figures) -> float:
+        """How much better one way is than another on average: points, or percent of the perplexity."""
+        return gain(found, than, self.images)
+
+
+def gain(found: Figures, than: Figures, images: bool) -> float:
+    """How much better some figures are than others on average: points, or percent of the perplexity."""
+    a, b = statistics.fmean(found), statistics.fmean(than)
+    return a - b if images else 100 * (b - a) / b
+
+
+def cell(found: Figures) -> str:
+    """Their mean, with the least and the greatest where there are several."""
+    mean = f"{statistics.fmean(found):.2f}"
+    return mean if len(found) == 1 else f"{mean} ({min(found):.2f} to {max(found):.2f})"
+
+
+def step(do: str, **settings: object) -> Step:
+    """A step of a recipe."""
+    return STEPS[do](**settings)
