@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with an interrupted run where the recipe leaves something to go on with",
     )
+    sub.add_argument(
+        "--coder",
+        default="fast",
+        metavar="NAME",
+        help="fast (default), context (smaller, some million weights a second) or smallest (for each tensor what is)",
+    )
     sub.add_argument("--seed", type=int, default=0, metavar="N")
     sub.add_argument("--jobs", type=int, default=1, metavar="N", help="threads; the file does not depend on it")
     sub.add_argument("--json", action="store_true", help="print one JSON object")

@@ -103,6 +103,7 @@ def _compress(options: argparse.Namespace) -> int:
                 max_size=options.max_size,
                 max_drop=options.max_drop,
                 pareto=options.pareto,
+                coder=options.coder,
                 seed=options.seed,
                 jobs=options.jobs,
                 max_bytes=options.max_bytes,

@@ -37,6 +37,7 @@ MAX_METADATA = 1 << 20  # bytes
 _SAME, _TIED = 0x7E, 0x7F  # stand where a form's code stands: the tensor equals, or is, an earlier one
 _MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
+_DECODING = 24  # bytes a symbol that the hungriest coder takes while it decodes an array
 
 
 @dataclass
@@ -83,8 +84,9 @@ class Entry:
     @property
     def work(self) -> int:
         """About the most bytes of memory that decoding takes besides the dense tensor itself."""
-        symbols = (form_class(part.code).work * count for part in self.parts for count, _ in part.symbols.values())
-        return 2 * self.nbytes + sum(symbols)
+        arrays = [(form_class(part.code), count) for part in self.parts for count, _ in part.symbols.values()]
+        decoding = _DECODING * max((count for _, count in arrays), default=0)
+        return 2 * self.nbytes + decoding + sum(form.work * count for form, count in arrays)
 
     @property
     def body(self) -> int:

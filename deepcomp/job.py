@@ -20,7 +20,7 @@ from deepcomp.model.capture import capture
 from deepcomp.model.data import Data, Inputs
 from deepcomp.model.data import example_inputs as first_inputs
 from deepcomp.model.sources import Gathered, Source
-from deepcomp.network import Network
+from deepcomp.network import CODERS, FAST, Network
 from deepcomp.opening import Given, open_network
 from deepcomp.steps import Step
 from deepcomp.training import Checkpoints
@@ -37,7 +37,7 @@ class Job:
     Raises
     ------
     UsageError
-        If there are no threads, or the seed is none.
+        If there are no threads, or the seed or the coder is none.
     """
 
     network: Given
@@ -50,12 +50,15 @@ class Job:
     progress: Progress | None
     jobs: int = 1
     checkpoints: Checkpoints | None = None
+    coder: str = FAST
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise UsageError(f"jobs = {self.jobs}: 1 or more expected")
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"seed = {self.seed}: 0 to 2^64 - 1 expected")
+        if self.coder not in CODERS:
+            raise UsageError(f"coder = {self.coder!r}: one of {', '.join(CODERS)} expected")
 
     def open(self) -> tuple[Network, Source]:
         """The network, and where its weights come from; its operations where a file brings them.
@@ -71,7 +74,7 @@ class Job:
         net, source = open_network(self.network, self.model, self.max_bytes)
         self._check_given(net)
         net.data, net.seed, net.teacher = self.data, self.seed, net.module
-        net.checkpoints, net.progress = self.checkpoints, self.progress
+        net.checkpoints, net.progress, net.coder = self.checkpoints, self.progress, self.coder
         return net, source
 
     def capture(self, net: Network) -> None:

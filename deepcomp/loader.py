@@ -6,11 +6,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepcomp import entropy, wire
@@ -61,8 +63,10 @@ class File:
         try:
             self.entries: dict[str, Entry] = {}
             self.names: list[str] = []  # of the tensors, by their numbers
+            self._numbers: dict[str, int] = {}  # and backwards
             self._records: dict[str, Record] = {}
             self._others: dict[int, Record] = {}  # the graph and the metadata
+            self._live: dict[int, NDArray[np.uint8]] = {}  # rows of tensors, by their numbers
             for record in self.reader.records:
                 self._take(record)
             usual = max(MAX_BYTES, MAX_RATIO * self.reader.size)
@@ -84,6 +88,7 @@ class File:
         if record.kind == TENSOR:
             self.entries[record.name] = self._entry(record)
             self._records[record.name] = record
+            self._numbers[record.name] = len(self.names)
             self.names.append(record.name)
         elif record.kind in (GRAPH, METADATA) and not record.name and not record.length:
             self._others[record.kind] = record
@@ -223,11 +228,29 @@ class File:
             raise InputError(f"{self.reader.path}: closed already")
         body, offset = self.reader.body(record), self.reader.offset(record)
         try:
-            return make(_unpack(entry, body, offset), entry)
+            return make(_unpack(entry, body, offset, partial(self._rows_before, record.name)), entry)
         except (FormatError, KeyError) as error:  # the key of an array, table or fact
             wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             where = f"tensor {name[:200]!r} in bytes {offset} to {offset + len(body)}"
             raise FormatError(f"{self.reader.path}: {where}: {wrong}") from None
+
+    def _rows_before(self, name: str, back: int) -> NDArray[np.uint8]:
+        """Which rows hold anything of the tensor that stands so many before another; no more of it is decoded."""
+        number = self._numbers[name] - back
+        if number < 0:
+            raise FormatError(f"inputs from {back} tensors back found, where {self._numbers[name]} stand")
+        if number not in self._live:
+            self._live[number] = self._live_rows(self.names[number])
+        return self._live[number]
+
+    def _live_rows(self, name: str) -> NDArray[np.uint8]:
+        entry, record, rows = self.entries[name], self._records[name], None
+        if len(entry.parts) == 1 and entry.parts[0].symbols:
+            count, length = next(iter(entry.parts[0].symbols.values()))
+            rows = entropy.live_rows(self.reader.body(record)[:length], count, self.reader.offset(record), entry.shape)
+        if rows is None:
+            raise FormatError(f"inputs from tensor {name[:200]!r} found, which does not say which of its rows are live")
+        return rows
 
     def close(self) -> None:
         self._closed = True
@@ -347,15 +370,16 @@ class _Arena:
         return from_words(piece.view(dtype_of(dtype).word), dtype, shape)
 
 
-def _unpack(entry: Entry, body: memoryview, offset: int) -> Packed:
-    """What a body holds."""
+def _unpack(entry: Entry, body: memoryview, offset: int, rows_of: Callable[[int], NDArray[np.uint8]]) -> Packed:
+    """What a body holds; `rows_of` gives the live rows of the tensor so many before it."""
     packed: Packed | None = None
     parts: list[tuple[Part, Packed]] = []
     position = 0
     for part in entry.parts:
         one = Packed(part.code, facts=part.facts)
         for name, (count, length) in part.symbols.items():
-            one.symbols[name] = entropy.decode(body[position : position + length], count, offset + position)
+            stream = body[position : position + length]
+            one.symbols[name] = entropy.decode(stream, count, offset + position, entry.shape, rows_of)
             position += length
         for name, (kind, count) in part.tables.items():
             one.tables[name] = np.frombuffer(body, kind, count, position)

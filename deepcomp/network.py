@@ -24,9 +24,10 @@ from deepcomp.weights import Form, Mask
 if TYPE_CHECKING:
     from deepcomp.training import Checkpoints
 
-__all__ = ["Network", "Statistics", "matches", "per_layer"]
+__all__ = ["CODERS", "CONTEXT", "FAST", "SMALLEST", "Network", "Statistics", "matches", "per_layer"]
 
 T = TypeVar("T")
+FAST, CONTEXT, SMALLEST = CODERS = ("fast", "context", "smallest")
 _ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
 
 
@@ -75,6 +76,10 @@ class Network:
         Where training keeps what it has reached.
     runs : int
         Training runs begun.
+    coders : dict of str to str
+        How the symbols of tensors are coded, by name: one of `CODERS`. See `steps.code`.
+    coder : str
+        How those are that `coders` says nothing of.
     statistics : dict of str to Statistics
         Of the outputs of layers, by the name of the weight, before any activation; those of a layer whose weight
         changes are forgotten, unless the step that changes it says what they have become.
@@ -96,6 +101,8 @@ class Network:
     checkpoints: Checkpoints | None = None
     runs: int = 0
     forms: dict[str, Form] = field(default_factory=dict)
+    coders: dict[str, str] = field(default_factory=dict)
+    coder: str = FAST
     statistics: dict[str, Statistics] = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ from deepcomp.job import Job, Progress, called, one_thread
 from deepcomp.model.data import Data, Inputs
 from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import Score, drop, evaluate, output_change
-from deepcomp.network import Network
+from deepcomp.network import FAST, Network
 from deepcomp.opening import Given
 from deepcomp.recipe import Recipe
 from deepcomp.report.inspection import inspect
@@ -98,6 +98,7 @@ def compress(
     max_size: int | str | None = None,
     max_drop: float | None = None,
     pareto: str | os.PathLike[str] | None = None,
+    coder: str = FAST,
     seed: int = 0,
     jobs: int = 1,
     max_bytes: int | None = None,
@@ -135,6 +136,8 @@ def compress(
         where that has one, so that nothing is chosen on the test set, else on the test set. See `deepcomp.budget`.
     pareto : path-like, optional
         Where to write the whole size–quality curve, as JSON, with a drawing beside it.
+    coder : {"fast", "context", "smallest"}
+        Of tensors that the recipe names no coder for; see `steps.code`.
     seed : int
         Of everything random, 0 to 2^64 − 1. Same input, recipe and seed give the same bytes.
     jobs : int
@@ -156,7 +159,7 @@ def compress(
     Raises
     ------
     UsageError
-        If the recipe, a setting, the model or the data is not one that exists.
+        If the recipe, a setting, the model, the data or the coder is not one that exists.
     InputError
         If the input cannot be read, run on the data or compressed, or `out` exists or cannot be written.
     BudgetError
@@ -173,7 +176,7 @@ def compress(
     if max_drop is not None and (found is None or found.test is None or found.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
     checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
-    job = Job(network, recipe, model, example_inputs, found, seed, max_bytes, progress, jobs, checkpoints)
+    job = Job(network, recipe, model, example_inputs, found, seed, max_bytes, progress, jobs, checkpoints, coder)
     judge = _Judge(found, max_drop is not None)
     settings = settings or {}
     try:

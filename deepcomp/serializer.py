@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcomp import entropy, wire
 from deepcomp.container import Writer
+from deepcomp.entropy.context import Before
 from deepcomp.entry import GRAPH, MAX_METADATA, METADATA, PARAMETER, TABLE_TYPES, TENSOR, Entry, Part
 from deepcomp.errors import InputError
 from deepcomp.model.capture import Captured
-from deepcomp.network import Network
-from deepcomp.weights import Packed
+from deepcomp.network import FAST, SMALLEST, Network
+from deepcomp.weights import Form, Packed
 from deepcomp.weights.dtypes import dtype_of, to_words
 from deepcomp.weights.exact import exact
 
@@ -47,7 +51,7 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
     if len(notes) > MAX_METADATA:
         raise InputError(f"metadata of {len(notes)} bytes found, at most {MAX_METADATA} expected")
     numbers: dict[str, int] = {}
-    equal = _Equal(net)
+    equal, rows = _Equal(net), _Rows(net)
 
     def describe(name: str, tensor: Tensor) -> Entry:
         try:
@@ -60,10 +64,16 @@ def write(net: Network, writer: Writer, metadata: dict[str, Any], jobs: int = 1)
         return entry
 
     def encode(name: str) -> tuple[Entry, entropy.Parts]:
-        tensor = net.tensors[name]
-        entry = describe(name, tensor)
-        form = net.form(name) or exact(tensor)
-        return entry, pack(form.pack(), entry)
+        tensor, coder = net.tensors[name], net.coders.get(name, net.coder)
+        with rows.telling(name) as tell:
+            found = []
+            for packed, way in _ways(net.form(name) or exact(tensor), coder):
+                entry = describe(name, tensor)
+                found.append((entry, pack(packed, entry, way, rows.before(name) if way == "context" else None)))
+            best = min(found, key=lambda one: len(one[0].pack()) + one[0].body)
+            if coder != FAST:
+                tell(*best)
+        return best
 
     def encoded(name: str) -> tuple[Entry, entropy.Parts] | None:
         return None if name in net.tied else encode(name)
@@ -93,12 +103,22 @@ def measure(net: Network, metadata: dict[str, Any], jobs: int = 1) -> int:
     return writer.size
 
 
-def pack(packed: Packed, entry: Entry) -> entropy.Parts:
+def _ways(form: Form, coder: str) -> Iterator[tuple[Packed, str]]:
+    """What a weight may be packed as, and how the symbols of its elements are coded."""
+    aligned = None if coder == FAST else form.aligned()
+    if aligned is None or coder == SMALLEST:
+        yield form.pack(), "auto"
+    if aligned is not None:
+        yield aligned, "context"
+
+
+def pack(packed: Packed, entry: Entry, coder: str = "auto", before: Before | None = None) -> entropy.Parts:
     """Code a weight's symbols; note in `entry` what stands where, and return the parts of the body."""
     body: entropy.Parts = []
     part = Part(packed.code, packed.facts)
     for name, symbols in packed.symbols.items():
-        stream = entropy.encode_parts(symbols)
+        aligned = len(symbols) == entry.count
+        stream = entropy.encode_parts(symbols, coder if aligned else "auto", entry.shape, before if aligned else None)
         part.symbols[name] = (len(symbols), sum(map(len, stream)))
         body += stream
     for name, table in packed.tables.items():
@@ -106,7 +126,7 @@ def pack(packed: Packed, entry: Entry) -> entropy.Parts:
         part.tables[name] = (TABLE_TYPES[TABLE_TYPES.index(table.dtype)], table.size)
         body.append(table.reshape(-1).view(np.uint8).data)
     entry.parts.append(part)
-    return body + (pack(packed.inner, entry) if packed.inner is not None else [])
+    return body + (pack(packed.inner, entry, coder, before) if packed.inner is not None else [])
 
 
 def pack_graph(captured: Captured, numbers: dict[str, int]) -> bytes:
@@ -140,6 +160,45 @@ class _Equal:
                 return peer
         peers.append(name)
         return None
+
+
+class _Rows:
+    """Which rows of weights hold anything: told when one is coded, for the one behind it, whose inputs they may be.
+
+    Only weights that a step has given a form are asked: others may turn out to equal an earlier tensor.
+    """
+
+    def __init__(self, net: Network) -> None:
+        self._numbers = {name: number for number, name in enumerate(net.tensors)}
+        weights = (name for name, tensor in net.tensors.items() if tensor.ndim > 1 and net.form(name) is not None)
+        self._found: dict[str, Future[NDArray[np.uint8] | None]] = {
+            name: Future() for name in weights if name not in net.tied
+        }
+        self._earlier = dict(itertools.pairwise([*self._found][::-1]))
+
+    def before(self, name: str) -> Before | None:
+        """Those of the last weight before one, once it is coded."""
+        earlier = self._earlier.get(name)
+        if earlier is None:
+            return None
+        rows = self._found[earlier].result()
+        return None if rows is None else Before(self._numbers[name] - self._numbers[earlier], rows)
+
+    @contextmanager
+    def telling(self, name: str) -> Iterator[Callable[[Entry, entropy.Parts], None]]:
+        """Within, what a weight has become can be told; whoever waits for it goes on afterwards in any case."""
+        rows: list[NDArray[np.uint8] | None] = [None]
+
+        def tell(entry: Entry, body: entropy.Parts) -> None:
+            if name in self._found and len(entry.parts) == 1 and entry.parts[0].symbols:
+                count, length = next(iter(entry.parts[0].symbols.values()))
+                rows[0] = entropy.live_rows(b"".join(body)[:length], count, 0, entry.shape)
+
+        try:
+            yield tell
+        finally:
+            if name in self._found:
+                self._found[name].set_result(rows[0])
 
 
 def _in_order(work: Callable[[str], Any], names: list[str], jobs: int) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,11 @@
-"""`decode` reads `.dcz` files: a decoder written from `docs/format.md` alone, which shares no line with deepcomp."""
+"""`decode` reads `.dcz` files: a decoder written from `docs/format.md` alone, which shares no line with deepcomp.
+
+Its beginning is in `independent_source.py`, section 5.5 in `independent_context.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -12,8 +14,12 @@ import zlib
 from collections import namedtuple
 from typing import Any
 
+from independent_context import Array, context
+from independent_source import Source, need, unfold
+
 # `data` holds the bits of the elements; `same_as` is the number of the tensor that an equal or tied one refers to.
-Tensor = namedtuple("Tensor", "name role dtype shape data same_as tied")
+# `rows`: which of its rows are live, where its first array says so.
+Tensor = namedtuple("Tensor", "name role dtype shape data same_as tied rows")
 File = namedtuple("File", "tensors metadata graph")
 Part = namedtuple("Part", "form facts arrays tables")  # a table is (type, words)
 
@@ -38,58 +44,9 @@ DICTIONARY = (
 )
 
 
-def need(true: object, message: str) -> None:
-    if not true:
-        raise ValueError(message)
-
-
 def pick(names: list[Any], number: int) -> Any:
     need(number < len(names), f"a number above that of {names[-1]}")
     return names[number]
-
-
-def unfold(value: int) -> int:
-    return -(value + 1 >> 1) if value & 1 else value >> 1
-
-
-class Source(io.BytesIO):
-    """Conventions: some bytes, and what is read from there; `read` is the one of files."""
-
-    def take(self, count: int) -> bytes:
-        data = self.read(min(count, 2**62))
-        need(len(data) == count, "a length beyond what is there")
-        return data
-
-    def end(self) -> None:
-        need(not self.read(), "something follows")
-
-    def number(self, size: int = 1) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def varint(self) -> int:
-        value, shift, byte = 0, 0, 128
-        while byte & 128:
-            byte = self.number()
-            value, shift = value | (byte & 127) << shift, shift + 7
-            need(value < 2**64 and (byte or shift == 7), "a varint too great or not in its shortest spelling")
-        return value
-
-    def signed(self) -> int:
-        return unfold(self.varint())
-
-    def text(self, most: int) -> str:
-        length = self.varint()
-        need(length <= most, "a text above the limit")
-        return self.take(length).decode()
-
-    def fields(self, widths: list[int]) -> list[int]:
-        count, found = sum(widths), []
-        bits = f"{self.number((count + 7) // 8):0{count}b}"  # the highest first
-        need(len(bits) == max(count, 1), "bits that must be zero")
-        for width in widths:
-            count -= width
-            found.append(int(bits[count : count + width] or "0", 2))
-        return found
 
 
 def decode(data: bytes, max_bytes: int | None = None) -> File:
@@ -156,25 +113,27 @@ def tensor(name: str, head: Source, body: bytes, earlier: list[Tensor], limit: i
     size = WORD_BYTES[kind] * WORDS[kind]
     need(math.prod(max(n, 1) for n in shape) * size <= 2**62, "a shape beyond all bounds")
     need(math.prod(shape) * size <= limit, "more dense bytes than allowed")
-    form, same_as = head.number(), None
+    form, same_as, rows = head.number(), None, None
     if form in (126, 127):
         same_as = head.varint()
         need(same_as < len(earlier) and not body, "a reference to no earlier tensor, or with a body")
         data, named = earlier[same_as].data, earlier[same_as]
         need((named.dtype, named.shape, named.same_as) == (TYPES[kind], shape, None), "a reference to another kind")
     else:
-        found = parts(form, head, Source(body), math.prod(shape), WORDS[kind])
+        found = parts(form, head, Source(body), shape, WORDS[kind], earlier)
         alone = [part.form for part in found] == [RAW]
         need(alone or (math.prod(shape) and WORDS[kind] == 1), "raw alone: a complex type, or no elements")
         words = tensor_words(found, kind, shape)
         data = b"".join(word.to_bytes(WORD_BYTES[kind], "little") for word in words)
+        rows = found[0].arrays[0].rows if len(found) == 1 and found[0].arrays else None
     head.end()
-    return Tensor(name, ROLES[role], TYPES[kind], shape, data, same_as, form == 127)
+    return Tensor(name, ROLES[role], TYPES[kind], shape, data, same_as, form == 127, rows)
 
 
-def parts(form: int, head: Source, body: Source, elements: int, words: int) -> list[Part]:
+def parts(form: int, head: Source, body: Source, shape: list[int], words: int, earlier: list[Tensor]) -> list[Part]:
     """Section 3, the parts: head and body have them in one order."""
-    symbols, found = elements, []
+    elements, found = math.prod(shape), []
+    symbols = elements
     for _ in range(3):
         counts = head.number()
         facts, arrays, tables = [head.signed() for _ in range(counts & 7)], [], []
@@ -183,7 +142,7 @@ def parts(form: int, head: Source, body: Source, elements: int, words: int) -> l
             need(count != symbols + 1, "a number of symbols that is spelled 0")
             symbols = count - 1 if count else symbols
             need(symbols <= elements * words, "more symbols than elements")
-            arrays.append(stream(Source(body.take(head.varint())), symbols))
+            arrays.append(stream(Source(body.take(head.varint())), symbols, shape, earlier))
         for _ in range(counts >> 7):
             kind = head.number()
             width = pick(TABLE_BYTES, kind)
@@ -345,11 +304,13 @@ def word_of(x: float, kind: int) -> int:
     return (math.copysign(1, x) < 0) << (exponent_bits + fraction_bits) | word
 
 
-def stream(source: Source, n: int) -> list[int]:
+def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> Array:
     """Section 5."""
     first = source.number()
     method, wide, extra = first & 15, first >> 4, Source(b"")
-    need(wide <= 1 and method <= 3 and (n or not method), "an unknown kind of stream")
+    need(wide <= 1 and method <= 4 - wide and (n or not method), "an unknown kind of stream")
+    if method == 4:
+        return context(source, n, shape, [tensor.rows for tensor in earlier])
     if wide:
         length, data = source.varint(), source.read()
         need(length <= len(data), "extra bits beyond the stream")
@@ -370,7 +331,7 @@ def stream(source: Source, n: int) -> list[int]:
         bits = iter(extra.fields([5 + (t - 128) // 4 for t in symbols if t >= 128]))
         symbols = [t if t < 128 else (4 + t % 4 << 5 + (t - 128) // 4) + next(bits) for t in symbols]
     extra.end()
-    return symbols
+    return Array(symbols)
 
 
 def table(source: Source) -> list[int]:

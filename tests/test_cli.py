@@ -377,7 +377,7 @@ def test_the_limit_on_dense_bytes_may_be_raised_wherever_a_file_is_read(run, tmp
         ("verify", "x.dcz", "--against", "x.dcz"),
     ):
         assert "max_bytes" in run(*args, code=1).err
-        run(*args, "--max-bytes", "8MB")
+        run(*args, "--max-bytes", "16MB")
 
 
 @pytest.fixture

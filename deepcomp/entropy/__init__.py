@@ -3,7 +3,7 @@
 This package knows arrays of symbols and runs of bytes, nothing of networks or files. A stream
 does not store how many symbols it holds: who keeps it knows. Every stream begins with a byte::
 
-    bits 0-3    method: 0 constant, 1 fixed, 2 huffman, 3 rans
+    bits 0-3    method: 0 constant, 1 fixed, 2 huffman, 3 rans, 4 context
     bit 4       wide: the method codes tokens, raw bits follow (`tokens`)
     bits 5-7    zero
 
@@ -16,6 +16,8 @@ fixed
     fixed       the symbols, `width` bits each (`bits`)
 huffman, rans
     see the modules of these names; symbols (or tokens) are 0 to 255
+context
+    see the package of this name; never wide
 
 A stream of symbols below 256 is never wide. All integers are little-endian, bits are counted from the
 lowest, pad bits are zero, a varint is an unsigned LEB128 in its shortest form.
@@ -25,7 +27,7 @@ numpy and, where there is enough to do (`jit`), numba write and read the same by
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +38,16 @@ from deepcomp.entropy.bits import Parts, fixed_bytes, pack_fixed, read_fixed
 from deepcomp.errors import UsageError
 from deepcomp.wire import Cursor, varint
 
-__all__ = ["CODERS", "Parts", "Symbols", "bits", "cost", "decode", "encode", "encode_parts", "planes"]
+if TYPE_CHECKING:
+    from deepcomp.entropy.context import Before, LiveRows
+
+__all__ = ["CODERS", "Parts", "Symbols", "bits", "cost", "decode", "encode", "encode_parts", "live_rows", "planes"]
 
 Symbols: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 
-CODERS = ("auto", "fixed", "huffman", "rans")
+CODERS = ("auto", "fixed", "huffman", "rans", "context", "smallest")
 
-_CONSTANT, _FIXED, _HUFFMAN, _RANS = range(4)
+_CONSTANT, _FIXED, _HUFFMAN, _RANS, _CONTEXT = range(5)
 _WIDE = 0x10
 _VALUES = 1 << 32
 _BLOCK = 1 << 20  # symbols counted at a time
@@ -55,6 +60,7 @@ _FIXED_PAYS = 1.005  # of the bytes of the best, since fixed fields decode for n
 _COUNT_SECONDS = 1e-9
 _ENCODE_SECONDS = 30e-9
 _DECODE_SECONDS = {_CONSTANT: 0.0, _FIXED: 0.0, _HUFFMAN: 10e-9, _RANS: 40e-9}
+_CONTEXT_SECONDS = (1e-6, 300e-6)  # for each symbol, and for each byte of the stream
 
 
 def cost(symbols: Symbols) -> float:
@@ -72,25 +78,32 @@ def bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
     return found
 
 
-def encode(symbols: Symbols, coder: str = "auto") -> bytes:
+def encode(symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = (), before: Before | None = None) -> bytes:
     """Write symbols as one stream.
 
     Parameters
     ----------
     symbols : uint8, uint16 or uint32, shape (n,)
     coder : one of `CODERS`
-        "auto" takes what is smallest, but rANS only where that saves 1.6 %, and fixed fields already
-        where they come within 0.5 %. Symbols that are all the same are constant, whatever the coder.
+        "auto" takes what is smallest of fixed fields, Huffman and rANS, but rANS only where that saves
+        1.6 %, and fixed fields already where they come within 0.5 %. "smallest" takes what is smaller of
+        that and "context". Symbols that are all the same are constant, whatever the coder.
+    shape : tuple of int, optional
+        Dimensions of the tensor whose elements the symbols are, for "context"; a reader must know them too.
+    before : Before, optional
+        The rows of a tensor before, whose layer may feed this one: for "context", which heeds them where that helps.
 
     Raises
     ------
     UsageError
-        If there is no such coder.
+        If there is no such coder, or "context" is asked for symbols of 2^31 and more.
     """
-    return b"".join(encode_parts(symbols, coder))
+    return b"".join(encode_parts(symbols, coder, shape, before))
 
 
-def encode_parts(symbols: Symbols, coder: str = "auto") -> Parts:
+def encode_parts(
+    symbols: Symbols, coder: str = "auto", shape: tuple[int, ...] = (), before: Before | None = None
+) -> Parts:
     """The stream that `encode` writes, in pieces; some may be views of the symbols."""
     if coder not in CODERS:
         raise UsageError(f"coder {coder!r}: one of {', '.join(CODERS)} expected")
@@ -98,12 +111,25 @@ def encode_parts(symbols: Symbols, coder: str = "auto") -> Parts:
         raise TypeError(f"symbols of {symbols.dtype}, shape {symbols.shape}: unsigned, at most 32 bits, 1-d expected")
     if not len(symbols):
         return [bytes([_CONSTANT, 0])]
+    if coder in ("context", "smallest"):
+        return _encode_context(symbols, coder, shape, before)
     fast = jit.pays(len(symbols) * _ENCODE_SECONDS)
     largest = 255 if symbols.dtype == np.uint8 else int(symbols.max())
     if largest > 255:
         return _encode_wide(np.ascontiguousarray(symbols, np.uint32), largest, coder, fast)
     method, parts = _encode_bytes(np.ascontiguousarray(symbols, np.uint8), coder, 0, fast)
     return [bytes([method]), *parts]
+
+
+def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before: Before | None) -> Parts:
+    from deepcomp.entropy import context  # whose tables most have no use for
+
+    usual = encode_parts(symbols)
+    size, largest = sum(map(len, usual)), int(symbols.max())
+    if largest == symbols.min() or (coder == "smallest" and largest >= context.LIMIT):
+        return usual
+    found: Parts = [bytes([_CONTEXT]), context.encode(symbols, shape, before, _context_pays(len(symbols), size))]
+    return found if coder == "context" or sum(map(len, found)) < size else usual
 
 
 def _encode_wide(values: NDArray[np.uint32], largest: int, coder: str, fast: bool) -> Parts:
@@ -179,13 +205,23 @@ def _histogram(symbols: NDArray[np.uint8], fast: bool) -> NDArray[np.int64]:
     return sum((np.bincount(symbols[i : i + _BLOCK], minlength=256) for i in blocks), np.zeros(256, np.int64))
 
 
-def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0) -> Symbols:
+def decode(
+    data: bytes | bytearray | memoryview,
+    count: int,
+    offset: int = 0,
+    shape: tuple[int, ...] = (),
+    rows_of: LiveRows | None = None,
+) -> Symbols:
     """Read a stream of `count` symbols that takes all of `data`.
 
     Parameters
     ----------
     offset : int
         Where `data` starts in its file, for messages.
+    shape : tuple of int, optional
+        Dimensions of the tensor that the array is part of.
+    rows_of : callable, optional
+        Gives the `live_rows` of the tensor that stands so many tensors back.
 
     Returns
     -------
@@ -200,10 +236,14 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0) ->
     cursor = Cursor(data, offset, "symbol stream")
     head = cursor.byte()
     method = head & ~_WIDE
-    if method > _RANS:
-        cursor.fail(f"method {method}, at most {_RANS} expected,")
+    if method > _CONTEXT or head == _CONTEXT | _WIDE:
+        cursor.fail(f"method {head}, at most {_CONTEXT} expected,")
     if not count and head:
         cursor.fail(f"method {method} for no symbols, {_CONSTANT} expected,")
+    if head == _CONTEXT:
+        from deepcomp.entropy import context
+
+        return context.decode(cursor, count, shape, rows_of, _context_pays(count, cursor.left))
     fast = jit.pays(count * _DECODE_SECONDS[method])
     if not head & _WIDE:
         return _decode_method(method, cursor, count, fast)
@@ -220,6 +260,35 @@ def decode(data: bytes | bytearray | memoryview, count: int, offset: int = 0) ->
     values = tokens.join(symbols.astype(np.uint8, copy=False), rest, fast)
     rest.end()
     return values if largest > tokens.LAST_UINT16 else values.astype(np.uint16)
+
+
+def live_rows(
+    data: bytes | bytearray | memoryview, count: int, offset: int = 0, shape: tuple[int, ...] = ()
+) -> NDArray[np.uint8] | None:
+    """Which rows of an array hold anything, 1 or 0, without the rest of it; None where its stream does not say.
+
+    Parameters
+    ----------
+    data, count, offset, shape
+        See `decode`.
+
+    Raises
+    ------
+    FormatError
+        If the data do not begin as a stream.
+    """
+    cursor = Cursor(data, offset, "symbol stream")
+    if cursor.byte() != _CONTEXT or not count:
+        return None
+    from deepcomp.entropy import context
+
+    return context.live_rows(cursor, count, shape)
+
+
+def _context_pays(count: int, size: int) -> bool:
+    """Whether numba should code so many symbols in about so many bytes."""
+    each, every = _CONTEXT_SECONDS
+    return jit.pays(each * count + every * size)
 
 
 def _decode_method(method: int, cursor: Cursor, count: int, fast: bool) -> Symbols:

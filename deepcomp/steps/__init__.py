@@ -6,6 +6,7 @@ from deepcomp.steps.absorb_bias import AbsorbBias
 from deepcomp.steps.adaquant import AdaQuant
 from deepcomp.steps.adaround import AdaRound
 from deepcomp.steps.allocate import Allocate
+from deepcomp.steps.code import Code
 from deepcomp.steps.correct_bias import CorrectBias
 from deepcomp.steps.equalize import Equalize
 from deepcomp.steps.finetune import Finetune
@@ -49,5 +50,6 @@ STEPS: dict[str, type[Step]] = {
         TuneBN,
         TuneBiases,
         Store,
+        Code,
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import numpy as np
@@ -59,11 +60,27 @@ class Codebook(Form):
         return self.values[self.index.long()]
 
     def pack(self) -> Packed:
-        index = self.index.reshape(-1).numpy()
         # Most frequent value first: code lengths then never fall along the alphabet, and large
-        # alphabets fall into buckets of nearly equal probability. Values nobody uses are dropped.
-        members = np.bincount(index, minlength=len(self.values))
-        order = np.argsort(-members, kind="stable")[: np.count_nonzero(members)]
+        # alphabets fall into buckets of nearly equal probability.
+        return self._pack(np.argsort(-self._members(), kind="stable"))
+
+    def aligned(self) -> Packed | None:
+        return self._pack(np.argsort(self.values.detach().double().numpy(), kind="stable"))
+
+    def among(self, positions: Tensor, shape: tuple[int, ...]) -> Self:
+        words = np.append(to_words(self.values), dtype_of(self.dtype).word.type(0))
+        index = torch.full((math.prod(shape),), len(self.values), dtype=torch.int32)
+        index[positions] = self.index.int()
+        return type(self)(from_words(words, self.dtype, words.shape), index.reshape(shape))
+
+    def _members(self) -> np.ndarray:
+        """How many weights share each value."""
+        return np.bincount(self.index.reshape(-1).numpy(), minlength=len(self.values))
+
+    def _pack(self, order: np.ndarray) -> Packed:
+        """The values in an order, without those that nobody uses."""
+        index, members = self.index.reshape(-1).numpy(), self._members()
+        order = order[members[order] > 0]
         rank = np.zeros(
             len(members), np.uint32 if len(order) > 1 << 16 else np.uint16 if len(order) > 256 else np.uint8
         )

@@ -97,6 +97,18 @@ class Form(nn.Module, ABC):
     def pack(self) -> Packed:
         """The symbols and tables this weight is made of."""
 
+    def aligned(self) -> Packed | None:
+        """`pack` for a coder that learns from what lies around a symbol; None where there is no such packing.
+
+        It is of one form. The first array has one symbol for each element of the dense weight, and symbols are in
+        the order of their values.
+        """
+        return None
+
+    def among(self, positions: Tensor, shape: tuple[int, ...]) -> Form | None:
+        """The values held, at these flat positions of a weight that is zero elsewhere; None where no one form does."""
+        return None
+
     @classmethod
     @abstractmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:

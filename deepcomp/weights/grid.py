@@ -174,6 +174,23 @@ class Grid(Form):
         }
         return Packed(self.code, symbols, {"scale": pack_scales(self.scale.detach().numpy())}, facts)
 
+    def aligned(self) -> Packed | None:
+        return self.pack() if self.at is None else None
+
+    def among(self, positions: Tensor, shape: tuple[int, ...]) -> Self | None:
+        if not bool((self.scale > 0).all()):  # a zero would come out as -0
+            return None
+        dense = torch.zeros(math.prod(shape)).index_put_((positions,), self.latent.detach()).reshape(shape)
+        return type(self)(
+            dense,
+            self.scale.detach(),
+            self.zero_point.detach(),
+            self.bits,
+            self.symmetric,
+            self.blocks,
+            dtype=self.dtype,
+        )
+
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
         facts = packed.facts

@@ -90,6 +90,10 @@ class Mask(Form):
         expect(widest < 1 << 32, f"{widest} zeros in a row found, fewer than 2^32 expected")
         return Packed(self.code, {"gaps": gaps.astype(narrow)}, inner=self.inner.pack())
 
+    def aligned(self) -> Packed | None:
+        dense = self.inner.among(self.positions, self.shape)
+        return None if dense is None else dense.aligned()
+
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
         from deepcomp.weights import form_class

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deepcomp.weights.codebook import Codebook
 from deepcomp.weights.dtypes import to_words
 from deepcomp.weights.form import Form, Packed, Zeros, expect
 
@@ -54,6 +56,13 @@ class Rows(Form):
     def pack(self) -> Packed:
         rows = self.index.numpy().astype(np.uint32)
         return Packed(self.code, {"row": rows}, facts={"distinct": self.inner.shape[0]}, inner=self.inner.pack())
+
+    def aligned(self) -> Packed | None:
+        packed = self.inner.aligned()
+        if packed is None or packed.code != Codebook.code:  # others hold what belongs to the distinct rows
+            return None
+        distinct = packed.symbols["index"].reshape(self.inner.shape[0], -1)
+        return replace(packed, symbols={"index": distinct[self.index.numpy()].reshape(-1)})
 
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:

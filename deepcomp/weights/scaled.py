@@ -183,6 +183,17 @@ class Scaled(Form):
         }
         return Packed(self.code, symbols, {"scale": pack_scales(self.scale.detach().numpy().reshape(-1))}, facts)
 
+    def aligned(self) -> Packed | None:
+        return self.pack() if self.at is None else None
+
+    @torch.no_grad()
+    def among(self, positions: Tensor, shape: tuple[int, ...]) -> Self | None:
+        if not bool((self.scale > 0).all()):  # a zero would come out as -0
+            return None
+        dense = torch.zeros(math.prod(shape)).index_put_((positions,), self.taken()).reshape(shape)
+        levels = sorted({0, *self.levels.int().tolist()})
+        return type(self)(dense, self.scale, torch.ones_like(self.unit), levels, self.blocks, dtype=self.dtype)
+
     @classmethod
     def unpack(cls, packed: Packed, shape: tuple[int, ...], dtype: torch.dtype, at: Tensor | None = None) -> Self:
         facts = packed.facts

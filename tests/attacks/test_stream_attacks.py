@@ -10,7 +10,7 @@ LANES = b"\x0e"  # of 2^14 symbols
 
 STREAMS: dict[str, tuple[bytes, str]] = {
     "no bytes": (b"", "1 bytes expected, 0 left"),
-    "unknown method": (b"\x04", "method 4"),
+    "unknown method": (b"\x05", "method 5"),
     "reserved bits": (b"\xe0\x00", "method 224"),
     "constant beyond 32 bits": (constant(1 << 32), "4294967296 found, at most 4294967295"),
     "constant with more behind": (constant(0) + b"\0", "1 bytes left over"),

@@ -129,7 +129,7 @@ def test_noise_behind_a_valid_head_is_survived(backend):
 
 # Two symbols with codes of one bit each: alphabet of 2, nibbles; one lane; then what is wrong with it.
 DAMAGED = {
-    "unknown method": "04",
+    "unknown method": "05",
     "reserved bit": "20 00",
     "no symbols, not constant": "01 08",
     "constant above 32 bits": "00 80 80 80 80 10",
@@ -156,6 +156,16 @@ DAMAGED = {
     "rans, half a word": "03 08 02 11 00 00 0e 00 00 01 00 00",
     "rans, state 0": "03 08 02 11 00 00 0e 00 00 00 00",
     "raw bits longer than the data": "12 7f 02 11 0e 00",
+    "context, wide": "14 00 00 00 00",
+    "context, zero of 2**31": "04 80 80 80 80 08 00 00 00",
+    "context, rows that do not divide": "04 00 02 01 01 00 80",
+    "context, no planes": "04 00 01 00 01 00 80",
+    "context, lines beyond a plane": "04 00 01 01 04 00 80",
+    "context, lines of 0": "04 00 01 01 00 00 80",
+    "context, inputs from nowhere": "04 00 00 01 80",
+    "context, a symbol below 0": "04 00 00 00 40",
+    "context, no code": "04 00 00 00",
+    "context, a code too long": "04 00 00 00 80 01 02 03 04 05 06 07 08 09",
     "wide, no large value": "11 00 08 01 02 03",
     "wide, raw bits left over": "11 02 08 84 84 84 00 00 00",
 }

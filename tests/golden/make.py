@@ -17,7 +17,7 @@ from torch import nn
 from deepcomp import loader
 from deepcomp.container import MAJOR, MINOR, Writer
 from deepcomp.model.capture import capture
-from deepcomp.network import Network
+from deepcomp.network import CONTEXT, Network
 from deepcomp.serializer import write
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.quantize import Quantize
@@ -118,6 +118,53 @@ def every_level():
     return Network(tensors, forms=forms), None
 
 
+def slim(*shape):
+    """A weight in which whole rows, planes and places are zero, and most of the rest."""
+    weight = normal(*shape)
+    for axis in range(len(shape)):
+        sides = [1] * len(shape)
+        sides[axis] = shape[axis]
+        weight = weight * (normal(*sides) > -0.5)
+    return weight * (normal(*shape) > 0.3)
+
+
+def every_context():
+    """All that the context coder codes; the inputs of some are the rows of the one before."""
+    tensors, forms = {}, {}
+    shapes = {
+        "conv": (12, 1, 5, 5), "conv2": (10, 12, 3, 3), "flat": (20, 160), "fc": (8, 20), "conv1d": (6, 8, 4),
+        "pictures": (9, 36), "column": (30, 1), "line": (1, 30), "vector": (40,), "volume": (4, 3, 2, 3, 2),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        tensors[name] = slim(*shape)
+        forms[name] = Grid.fit(tensors[name], 4, axis=None)
+    for name, shape, places in (("matrix", (60, 12), 1), ("channels", (25, 3, 3, 3), 16)):
+        tensors[name], tensors[f"{name}.bias"] = slim(*shape), slim(shape[0])
+        live = tensors[name].flatten(1).any(1).repeat_interleave(places)
+        tensors[f"{name}.reader"] = normal(6, len(live)) * live
+        for each in (name, f"{name}.bias", f"{name}.reader"):
+            forms[each] = Grid.fit(tensors[each], 3, axis=None)
+    weight = slim(24, 20)
+    tensors["dense.8"], forms["dense.8"] = normal(24, 20), Grid.fit(normal(24, 20), 8, axis=0, symmetric=False)
+    tensors["dense.16"], forms["dense.16"] = normal(6, 24), Grid.fit(normal(6, 24), 16)
+    for name, settings in (("ternary", {"levels": "ternary", "sides": 2}), ("power", {"levels": "power-of-two"})):
+        tensors[name], forms[name] = weight, Scaled.fit(weight, **settings)
+    tensors["codebook"], forms["codebook"] = normal(20, 24), Codebook.cluster(normal(20, 24), 300)
+    for kind in (torch.float32, torch.float16):
+        for name, inner in (
+            ("grid", lambda v, at: Grid.fit(v, 5, at=at, shape=(24, 20))),
+            ("codebook", lambda v, at: Codebook.cluster(v, 9)),
+            ("scaled", lambda v, at: Scaled.fit(v, "binary", at=at, shape=(24, 20))),
+        ):
+            mask = Mask.nonzero(weight.to(kind))
+            mask.inner = inner(mask.inner.dense(), mask.positions)
+            tensors[f"mask.{name}.{kind}"], forms[f"mask.{name}.{kind}"] = weight.to(kind), mask
+    tensors["exact"] = weight.round()
+    tensors["exact.rows"] = weight.round().repeat(4, 1)
+    tensors["exact.int16"] = torch.arange(400).reshape(20, 20).to(torch.int16) % 9 * 100
+    return Network(tensors, forms=forms, coder=CONTEXT), None
+
+
 class Convolutional(nn.Module):
     """Convolutions, normalisation, a strided slice with padding, an average: what a CIFAR ResNet is made of."""
 
@@ -174,6 +221,7 @@ def main(folder):
         "conv": network(Convolutional(), torch.arange(144.0).reshape(2, 2, 6, 6) / 100, Quantize(bits=5)),
         "levels": every_level(),
         "lstm": network(Recurrent(), torch.arange(10).reshape(2, 5), Prune(density=0.5), Share(values=8)),
+        "context": every_context(),
     }
     for name, (net, inputs) in files.items():
         path = folder / f"{name}-{MAJOR}.{MINOR}.dcz"

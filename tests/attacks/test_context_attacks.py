@@ -1,0 +1,137 @@
+"""Hostile streams of the context coder: arrangements, inputs and codes that are not; small streams of many symbols."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from build import CODEBOOK, MASK, RAW, ROWS, SAME, U8, Array, Part, Table, constant, file, reference, tensor, words
+from independent_decoder import decode
+from limits import limited
+
+import deepcomp
+from deepcomp import entropy, jit
+from deepcomp.errors import FormatError
+
+LIVE = bytes.fromhex("04 00 00 00 70 98 59")  # 8 rows of 2, of which 0, 3 and 5 are live
+FED = bytes.fromhex("04 00 00 01 21 83")  # 2 rows of 8, whose columns are fed by those rows
+ALONE = bytes.fromhex("04 00 00 00 24 3a bc")  # the same, of which nothing is known
+MB = 1 << 20
+
+
+def codes(name, shape, stream, count=None, code=CODEBOOK):
+    return tensor(name, shape, Part(code, (), (Array(stream, count),), (Table(2, bytes(8)),)))
+
+
+FEEDING = codes("a", (8, 2), LIVE)
+FED_ONE = codes("b", (2, 8), FED)
+
+
+def test_what_is_fed_is_read_and_alone_too(tmp_path):
+    (tmp_path / "x.dcz").write_bytes(file(FEEDING, FED_ONE))
+    with deepcomp.open(tmp_path / "x.dcz") as opened:
+        fed = opened.get_form("b").index
+    assert fed.tolist() == [[1, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0]]
+    assert np.array_equal(entropy.decode(ALONE, 16, 0, (2, 8)), fed.reshape(-1))
+    decode(file(FEEDING, FED_ONE))
+
+
+SILENT = "inputs from tensor 'a' found, which does not say which of its rows are live"
+GAPS, ROW = Part(MASK, (), (Array(LIVE),)), Part(ROWS, (8,), (Array(constant(0), 8),))
+VALUES = Part(CODEBOOK, (), (Array(LIVE, 16),), (Table(2, bytes(8)),))
+FEEDERS = {
+    "none before": ((), "inputs from 1 tensors back found, where 0 stand"),
+    "words": ((tensor("a", (2,), words(1, 2)),), SILENT),
+    "a Huffman stream": ((codes("a", (8, 2), b"\x02\x02\x11\x0e\x05\0"),), SILENT),
+    "a constant": ((codes("a", (8, 2), constant(0)),), SILENT),
+    "a single row": ((codes("a", (16,), LIVE),), SILENT),
+    "no symbols": ((tensor("a", (0,), words()),), SILENT),
+    "a reference": ((FEEDING, reference("c", (8, 2), 0, SAME)), SILENT.replace("'a'", "'c'")),
+    "gaps": ((tensor("a", (8, 2), GAPS, words(*[1] * 16)),), SILENT),
+    "repeated rows": ((tensor("a", (8, 2), ROW, VALUES),), SILENT),
+    "rows that do not divide": ((codes("a", (3, 1), b"\x04\0\0\0\x80"),), "8 inputs of 2 rows, fed by 3 rows"),
+    "too many rows": ((codes("a", (16, 1), b"\x04\0\0\0\x80"),), "8 inputs of 2 rows, fed by 16 rows"),
+}
+
+
+@pytest.mark.parametrize(("before", "found"), FEEDERS.values(), ids=FEEDERS)
+def test_inputs_from(before, found, refused):
+    def read(path):
+        with deepcomp.open(path) as opened:
+            opened.get_tensor("b")
+
+    data = file(*before, FED_ONE)
+    refused(data, rf"tensor 'b' .*{found}", read)
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode(data)
+
+
+def test_inputs_of_a_single_row_are_refused(refused_by_both):
+    refused_by_both(file(FEEDING, codes("b", (16,), FED)), "16 inputs of 1 rows, fed by 8 rows")
+
+
+@pytest.mark.parametrize("back", [2, 3, 1 << 40, (1 << 64) - 1, 1 << 64])
+def test_inputs_from_beyond_the_first_tensor(back, refused_by_both):
+    number = b""
+    while back > 127:
+        number, back = number + bytes([back & 127 | 128]), back >> 7
+    stream = b"\x04\0\0" + number + bytes([back]) + FED[4:]
+    refused_by_both(
+        file(FEEDING, codes("b", (2, 8), stream)), r"tensors back found, where 1 stand|at most 18446744073709551615"
+    )
+
+
+STREAMS = {
+    "wide": ("14 00 00 00 00", "method 20"),
+    "without a zero": ("04", "1 bytes expected, 0 left"),
+    "a zero of 2^31": ("04 80 80 80 80 08 00 00 00", "2147483648 found, at most 2147483647"),
+    "more rows than symbols": ("04 00 11 01 01 00 80", "17 found, at most 16"),
+    "rows that do not divide": ("04 00 03 01 01 00 80", "16 symbols in 3 rows of 1 planes"),
+    "planes that do not divide": ("04 00 02 03 01 00 80", "16 symbols in 2 rows of 3 planes"),
+    "no planes": ("04 00 01 00 01 00 80", "16 symbols in 1 rows of 0 planes"),
+    "lines of 0": ("04 00 01 01 00 00 80", "in lines of 0"),
+    "lines beyond a plane": ("04 00 02 02 05 00 80", "in lines of 5"),
+    "no code": ("04 00 00 00", "a code|symbols from"),
+    "a code too long": ("04 00 00 00 24 3a bc 00 00 01", "a code"),
+    "a code that ends in 0": ("04 00 00 00 24 3a bc 00", "a code that is not the shortest"),
+    "a code of ones": ("04 00 00 00" + " ff" * 40, "a code|symbols from"),
+    "symbols below 0": ("04 00 00 00 00 00 00 01", "a code|symbols from"),
+}
+
+
+@pytest.mark.parametrize(("stream", "found"), STREAMS.values(), ids=STREAMS)
+def test_stream(stream, found, refused_by_both):
+    record = codes("w", (2, 8), bytes.fromhex(stream))
+    refused_by_both(file(record), rf"tensor 'w' .* symbol stream: .*({found}).* at byte \d+$")
+
+
+def test_rows_that_feed_many_are_decoded_once(tmp_path, bounded):
+    back = [bytes([i]) if i < 128 else bytes([i & 127 | 128, i >> 7]) for i in range(1, 300)]
+    fed = (codes(str(i), (2, 8), FED[:3] + number + FED[4:]) for i, number in enumerate(back))
+    (tmp_path / "x.dcz").write_bytes(file(FEEDING, *fed))
+    with bounded(), deepcomp.open(tmp_path / "x.dcz") as opened:
+        assert len(list(opened.tensors())) == 300
+        assert len(opened._live) == 1
+
+
+@pytest.mark.skipif(not jit.available(), reason="plain Python takes minutes")
+@pytest.mark.parametrize("shape", [(1, 1 << 21), (1 << 20, 2), (1, 1 << 21, 1)])
+@pytest.mark.parametrize("code", [RAW, CODEBOOK, MASK])
+def test_decoding_takes_no_more_memory_than_the_limit_counts(code, shape, tmp_path):
+    symbols = np.zeros(1 << 21, np.uint8)
+    symbols[-1] = 1
+    with jit.use(numba=True):
+        stream = entropy.encode(symbols, "context", shape)
+        assert len(stream) < 1000
+        forms = {
+            RAW: (Part(RAW, (), (Array(stream),)),),
+            CODEBOOK: (Part(CODEBOOK, (), (Array(stream),), (Table(0, bytes(2)),)),),
+            MASK: (Part(MASK, (), (Array(stream),)), Part(RAW, (), (Array(constant(1)),))),
+        }
+        (tmp_path / "x.dcz").write_bytes(file(tensor("w", shape, *forms[code], dtype=U8)))
+        with deepcomp.open(tmp_path / "x.dcz") as opened:
+            entry = opened.entries["w"]
+            allowed = entry.nbytes + entry.work + 4 * MB
+            with limited(allowed), contextlib.suppress(FormatError):  # positions beyond the tensor, say
+                opened.get_tensor("w")
