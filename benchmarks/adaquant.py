@@ -9,12 +9,10 @@ greatest.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
-from draws import Draws, cell, step
-from subjects import SUBJECTS
+from draws import Draws, asked, cell, step
 from timing import check, finish, heading, machine, table
 
 from deepcomp.steps import Step
@@ -78,19 +76,13 @@ SECTIONS = {"ways": ways, "samples": samples, "parts": parts}
 
 def main() -> int:
     """Measure sections of networks."""
-    parser = argparse.ArgumentParser(description="AdaQuant beside Hubara et al. 2020.")
-    parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *SUBJECTS]))
-    parser.add_argument("--items", type=int, default=0, help="test items, the first ones (default: all)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data (default: %(default)s)")
-    options = parser.parse_args()
-    if unknown := set(options.what) - {*SECTIONS, *SUBJECTS}:
-        parser.error(f"{min(unknown)}: one of {', '.join([*SECTIONS, *SUBJECTS])} expected")
+    sections, subjects, options = asked("AdaQuant beside Hubara et al. 2020.", SECTIONS, ["resnet20"])
     torch.set_num_threads(1)
     machine()
-    for name in [name for name in SUBJECTS if name in options.what] or ["resnet20"]:
-        draws = Draws(SUBJECTS[name], options.items, options.seeds)
-        heading(f"{draws.subject.title}, fp32 {draws.float:.2f} {'%' if draws.images else 'perplexity'}")
-        for section in [section for section in SECTIONS if section in options.what] or SECTIONS:
+    for subject in subjects:
+        draws = Draws(subject, options.items, options.seeds)
+        heading(f"{subject.title}, fp32 {draws.float:.2f} {'%' if draws.images else 'perplexity'}")
+        for section in sections:
             SECTIONS[section](draws)
             print()
     return finish()

@@ -1,15 +1,16 @@
-"""Figures of a network after some steps, over draws of the calibration data."""
+"""Figures of a network after some steps, over draws of the calibration data; and how scripts are asked for them."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from subjects import Subject, score, through
+from subjects import SUBJECTS, Subject, score, through
 
 from deepcomp.steps import STEPS, Step
 
-__all__ = ["Draws", "Figures", "cell", "gain", "step"]
+__all__ = ["Draws", "Figures", "asked", "cell", "gain", "step"]
 
 Figures = list[float]  # accuracies in percent or perplexities, one for each draw of calibration data
 
@@ -59,3 +60,20 @@ def cell(found: Figures) -> str:
 def step(do: str, **settings: object) -> Step:
     """A step of a recipe."""
     return STEPS[do](**settings)
+
+
+def asked(
+    about: str, sections: Collection[str], networks: Collection[str]
+) -> tuple[list[str], list[Subject], argparse.Namespace]:
+    """The sections and networks the command line names, all or `networks` if it names none; and its options."""
+    known = [*sections, *SUBJECTS]
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join(known))
+    parser.add_argument("--items", type=int, default=0, help="test items, the first ones (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data (default: %(default)s)")
+    options = parser.parse_args()
+    if unknown := {*options.what} - {*known}:
+        parser.error(f"{min(unknown)}: one of {', '.join(known)} expected")
+    chosen = [name for name in sections if name in options.what] or [*sections]
+    subjects = [name for name in SUBJECTS if name in options.what] or networks
+    return chosen, [SUBJECTS[name] for name in subjects], options

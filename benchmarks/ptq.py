@@ -7,12 +7,11 @@ are means of three draws of it (`--seeds`), with the least and the greatest.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from draws import Draws, Figures, cell, step
+from draws import Draws, Figures, asked, cell, step
 from nagel import TABLES
 from subjects import SUBJECTS
 from timing import check, finish, heading, machine, show, table
@@ -141,17 +140,10 @@ SECTIONS = {
 
 def main() -> int:
     """Measure sections of networks."""
-    parser = argparse.ArgumentParser(description="Post-training quantisation beside Nagel et al. 2021.")
-    parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *SUBJECTS]))
-    parser.add_argument("--items", type=int, default=0, help="test items, the first ones (default: all)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data (default: %(default)s)")
-    options = parser.parse_args()
-    if unknown := set(options.what) - {*SECTIONS, *SUBJECTS}:
-        parser.error(f"{min(unknown)}: one of {', '.join([*SECTIONS, *SUBJECTS])} expected")
+    sections, subjects, options = asked("Post-training quantisation beside Nagel et al. 2021.", SECTIONS, SUBJECTS)
     torch.set_num_threads(1)
     machine()
-    sections = [name for name in SECTIONS if name in options.what] or list(SECTIONS)
-    for subject in [SUBJECTS[name] for name in SUBJECTS if name in options.what] or SUBJECTS.values():
+    for subject in subjects:
         bench = Bench(subject, options.items, options.seeds)
         for name in sections:
             heading(f"{subject.title}, fp32 {bench.float:.2f} {'%' if bench.images else 'perplexity'}: {name}")

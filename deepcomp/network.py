@@ -67,6 +67,8 @@ class Network:
         The network before any step.
     data : Data, optional
         For steps that calibrate or train.
+    origin : str
+        What data that was made on the way depends on; training runs are told apart by it.
     seed : int
     progress : callable, optional
         Called as `progress(what, done, total)`.
@@ -95,6 +97,7 @@ class Network:
     module: nn.Module | None = None
     teacher: nn.Module | None = None
     data: Data | None = None
+    origin: str = ""
     seed: int = 0
     progress: Callable[[str, int, int], None] | None = None
     measure: Callable[[Network], int] | None = None

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
-from deepcomp.errors import UsageError
+import torch
+from torch import Tensor
+
+from deepcomp.errors import InputError, UsageError
 from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
-from deepcomp.training.one_by_one import OneByOne, Pace
-from deepcomp.training.reconstruction import check_sites, grid_of
-from deepcomp.training.tuning import Rates
+from deepcomp.training.reconstruction import Examples, check_sites, grid_of
+from deepcomp.training.side_by_side import Pairs, SideBySide
+from deepcomp.training.tuning import Rates, Settled, tune
+from deepcomp.weights import Form, Raw
 
 __all__ = ["AdaQuant"]
+
+_SIZE = 64  # items a batch, at most
 
 
 @dataclass
@@ -60,15 +68,15 @@ class AdaQuant(Step):
     do: ClassVar[str] = "adaquant"
 
     samples: int = 1024
-    rows: int = Pace.rows
-    batch: int = Pace.batch
-    iterations: int = Pace.iterations
-    weights: float = Rates.weights
-    ranges: float = Rates.ranges
-    inputs: float = Rates.inputs
-    biases: float = Rates.biases
+    rows: int = 32768
+    batch: int = 512
+    iterations: int = 1000
+    weights: float = 0.005
+    ranges: float = 0.003
+    inputs: float = 0.01
+    biases: float = 0.01
     sequential: bool = True
-    held_out: float = Pace.held_out
+    held_out: float = 0.125
 
     def __post_init__(self) -> None:
         for key in ("samples", "rows", "batch", "iterations"):
@@ -83,16 +91,8 @@ class AdaQuant(Step):
     def run(self, net: Network) -> dict[str, Any]:
         layers = net.layers(self.do)
         sites, skipped = self._sites(net, layers)
-        rates = Rates(self.weights, self.ranges, self.inputs, self.biases)
-        pace = Pace(self.samples, rates, self.sequential, self.rows, self.batch, self.iterations, self.held_out)
-        job, tuned = OneByOne(self.do, net, layers, sites, pace), {}
-        for weight in job.walk():
-            found = weight.tune(net.forms[weight.name])
-            if found.better:
-                weight.keep(found.state)
-            tuned[weight.name] = {"before": found.before, "error": found.after, "reverted": not found.better}
-        net.rewire(self.do, job.captured(), {})
-        return {"tuned": tuned, "fixed_inputs": job.fixed, "skipped": skipped}
+        job = _Job(self, net, layers, sites)
+        return {"tuned": job.run(), "fixed_inputs": job.fixed, "skipped": skipped}
 
     def _sites(self, net: Network, layers: Layers) -> tuple[dict[str, list[Layer]], dict[str, str]]:
         """The layers of each weight to tune; and why other weights stay as they are."""
@@ -108,3 +108,102 @@ class AdaQuant(Step):
             except Skip as skip:
                 skipped[name] = str(skip)
         return {name: sites for name, sites in found.items() if name not in skipped}, skipped
+
+
+class _Job:
+    """A network on its way through the step.
+
+    Attributes
+    ----------
+    fixed : dict of str to str
+        Why the range of an input stays, by the weight.
+    """
+
+    def __init__(self, step: AdaQuant, net: Network, layers: Layers, sites: Mapping[str, list[Layer]]) -> None:
+        self._step, self._net, self._layers, self._sites = step, net, layers, sites
+        batches, self._learning = _draw(net, step)
+        self._held = len(batches) - self._learning
+        chosen = [layer for here in sites.values() for layer in here]
+        self._pair = SideBySide(net, layers, chosen, batches, step.sequential, step.inputs > 0)
+        self._generator = torch.Generator().manual_seed(net.seed)
+        self.fixed = {layer.weight: reason for layer, reason in self._pair.fixed.items()}
+
+    def run(self) -> dict[str, Any]:
+        """Tune the weights in the order they are used; what the report says of each."""
+        said: dict[str, Any] = {}
+        for layer, pairs in self._pair.walk():
+            if layer.weight not in said:
+                if self._net.progress:
+                    self._net.progress(f"{self._step.do} {layer.weight}", len(said), len(self._sites))
+                said[layer.weight] = self._tune(layer.weight, *self._examples(layer, pairs))
+        self._net.rewire(self._step.do, self._pair.captured(), {})
+        return said
+
+    def _examples(self, layer: Layer, pairs: Pairs) -> tuple[Examples, Examples]:
+        """Of all layers of a weight, the first of which has come: examples to learn from, and others to judge by."""
+        sites = self._sites[layer.weight]
+        share = -(-self._step.rows // (self._learning * len(sites)))
+        learnt, held = (
+            Examples(self._net, self._layers, sites, count * share) for count in (self._learning, self._held)
+        )
+        others = (entry for entry in self._pair.walk() if entry[0] in sites)
+        for site, seen in [(layer, pairs)] if len(sites) == 1 else islice(others, len(sites)):
+            for number, (before, after) in enumerate(seen):
+                into = learnt if number < self._learning else held
+                into.draw(sites.index(site), before, after, share, self._generator)
+        for examples in (learnt, held):
+            examples.check(self._step.do)
+        return learnt, held
+
+    def _tune(self, name: str, learnt: Examples, held: Examples) -> dict[str, Any]:
+        """Tune the layers of a weight, and keep what is best for inputs held out."""
+        step, now = self._step, self._settled(name)
+        free = self._free(now) if step.biases else []
+        rates = Rates(step.weights, step.ranges, step.inputs, step.biases)
+        best, before = now, held.error(now.make)
+        error = before
+        for state in tune(now, free, learnt, rates, step.batch, step.iterations, self._generator):
+            if (found := held.error(state.make)) < error:
+                best, error = state, found
+        if best is not now:
+            self._keep(name, best, free)
+        return {"before": before, "error": error, "reverted": best is now}
+
+    def _settled(self, name: str) -> Settled:
+        """What the layers of a weight are now."""
+        sites, net = self._sites[name], self._net
+        biases = [site.bias for site in sites if site.bias is not None]
+        forms: dict[str, Form] = {bias: net.form(bias) or Raw(net.tensors[bias]) for bias in biases}
+        return Settled(sites, net.forms[name], forms, [self._pair.grids.get(site) for site in sites])
+
+    def _free(self, settled: Settled) -> list[str]:
+        """The biases that no layers but these use, one number a channel."""
+        taken = {layer.bias for layer in self._layers if layer not in settled.sites}
+        shape = (settled.sites[0].outputs,)
+        return [
+            name
+            for name, form in settled.biases.items()
+            if name not in taken and isinstance(form, Raw) and form.shape == shape
+        ]
+
+    def _keep(self, name: str, settled: Settled, free: Sequence[str]) -> None:
+        """Let the network have what has been found, and the layers further on see it."""
+        for tensor, form in {name: settled.form, **{bias: settled.biases[bias] for bias in free}}.items():
+            self._net.store(tensor, form)
+            self._pair.put(tensor, form)
+        for site, grid in zip(settled.sites, settled.inputs, strict=True):
+            if grid is not None:
+                self._pair.grids[site] = grid
+
+
+def _draw(net: Network, step: AdaQuant) -> tuple[list[dict[str, Tensor]], int]:
+    """Calibration inputs in batches, and how many of these are to learn from; the others are held out."""
+    if net.data is None:
+        raise UsageError(f"{step.do}: needs data to calibrate on (--data)")
+    items = min(step.samples, len(net.data.train))
+    if items < 2:
+        raise InputError(f"{step.do}: {items} calibration input found, 2 or more expected: some are held out")
+    held = min(max(round(step.held_out * items), 1), items - 1)
+    size = min(_SIZE, held, items - held)
+    batches = list(net.inputs(step.do, items, size))
+    return batches, len(batches) - -(-held // size)

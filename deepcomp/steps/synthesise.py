@@ -88,7 +88,7 @@ class Synthesise(Step):
         made = self._kept(net, watched, plain, classes)
         outputs, after = watched.judge(made["inputs"], self.batch)
         given = net.data is not None
-        net.data = _data(made["inputs"], outputs, classes)
+        net.data, net.origin = _data(made["inputs"], outputs, classes), self._identity(net)
         return {
             "by": self.by,
             "samples": self.samples,

@@ -202,12 +202,13 @@ class _Run:
     # --- what is kept on disk -------------------------------------------------------------------
 
     def _identity(self) -> str:
-        """Says which run this is: everything its result depends on but the data's contents."""
+        """Says which run this is: everything its result depends on but the contents of data that was given."""
         digest = hashlib.sha256()
         for name, value in self.trainee.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return f"{self.plan} {self.net.seed} {self.number} {len(self.items)} {len(self.held)} {digest.hexdigest()}"
+        items = f"{len(self.items)} {len(self.held)} {self.net.origin}"
+        return f"{self.plan} {self.net.seed} {self.number} {items} {digest.hexdigest()}"
 
     def _save(self, finished: bool) -> None:
         if self.slot is None:

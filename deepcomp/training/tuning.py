@@ -44,10 +44,10 @@ class Rates:
         In root mean squared errors of an output before.
     """
 
-    weights: float = 0.005
-    ranges: float = 0.003
-    inputs: float = 0.01
-    biases: float = 0.01
+    weights: float
+    ranges: float
+    inputs: float
+    biases: float
 
 
 @dataclass(frozen=True)

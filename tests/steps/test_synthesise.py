@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from deepcomp.steps.finetune import Finetune
 from deepcomp.steps.fold_bn import FoldBN
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.synthesise import Synthesise
+from deepcomp.training import Checkpoints
 
 FAST = {"samples": 24, "batch": 12, "iterations": 4}
 WAYS = ("inputs", "generator")
@@ -231,3 +233,17 @@ def test_digits_keep_their_accuracy(tmp_path: Path) -> None:
 def test_an_input_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"synthesise: the network's operations expected \(a model and an example"):
         deepcomp.compress(cnn(), tmp_path / "x.dcz", recipe="zero-shot")
+
+
+def test_training_on_other_inputs_is_another_run(net: Network, tmp_path: Path) -> None:
+    """What was trained on some inputs is not taken up again for others, though weights are the same at first."""
+
+    def trained(iterations: int, **kept: Any) -> Tensor:
+        fresh = replace(net, **kept)
+        Synthesise(samples=24, batch=12, iterations=iterations).run(fresh)
+        Finetune(epochs=1, rate=0.01, distill=1.0, choose="last", validation=2).run(fresh)
+        return torch.cat([fresh.tensors[name].flatten() for name, _ in fresh.weights()])
+
+    checkpoints = Checkpoints(tmp_path)
+    trained(0, checkpoints=checkpoints)
+    assert torch.equal(trained(4, checkpoints=checkpoints), trained(4))
