@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from draws import cell, step
 from nagel import TRAINED
-from ptq import cell, step
 from subjects import SUBJECTS, Subject, decoded, score, through
 from timing import check, finish, heading, machine, show, table
 
