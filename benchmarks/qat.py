@@ -36,10 +36,16 @@ class Bench:
         data = subject.load(options.items)
         train = decoded(data.train, options.images) if options.images else data.train
         self.data = Data(train, data.test, data.metric)
+        self._found: dict[str, Found] = {}
 
     def of(self, steps: Sequence[Step]) -> Found:
-        """Accuracy after some steps, for each seed."""
-        return [score(through(self.subject, self.data, steps, seed), self.data) for seed in range(self.options.seeds)]
+        """Accuracy after some steps, for each seed; measured once, though several sections ask for it."""
+        key = repr(steps)
+        if key not in self._found:
+            seeds = range(self.options.seeds)
+            self._found[key] = [score(through(self.subject, self.data, steps, seed), self.data) for seed in seeds]
+            print(f"{self.subject.model} {key}: {self._found[key]}", file=sys.stderr, flush=True)
+        return self._found[key]
 
     def train(self) -> Step:
         chosen = self.options
