@@ -8,12 +8,15 @@ zero, and else far off. Signs are drawn each for itself, so the squared gradient
 of those of its items, and one backward pass a batch is enough.
 
 Of F two factors are kept: F ≈ diag(rows) ⊗ columns / tr(columns).
+
+Of a table many rows may be in no input. They are not worth nothing: leave out any batch, and the rows that it alone has
+would be unknown too. So what rows of a single batch have in all is what unknown rows may expect in all (Good 1953).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,7 +40,7 @@ class Fisher:
     Attributes
     ----------
     rows : float64 tensor, shape (groups, rows)
-        E ‖g‖² of each row.
+        E ‖g‖² of each row; of a table, rows that no input has share what those have that a single batch has.
     columns : float64 tensor, shape (groups, columns, columns), optional
         E gᵀg, g being all rows of a group.
     """
@@ -87,7 +90,7 @@ def fisher(
     weights = [module.get_parameter(matrix.name).requires_grad_() for matrix in matrices]
     labels = net.data is not None and net.data.metric in METRICS
     generator = torch.Generator().manual_seed(net.seed)
-    items, sums = 0, dict[str, Fisher]()
+    items, sums, seen = 0, dict[str, Fisher](), dict[str, Tensor]()
     for inputs in net.inputs(what, samples, _SIZE):
         items += len(next(iter(inputs.values())))
         outputs = call(module, inputs)
@@ -98,11 +101,20 @@ def fisher(
             columns = (g.mT @ g).double() if matrix.layer is None else None
             here, name = Fisher(g.square().sum(2).double(), columns), matrix.name
             sums[name] = sums[name] + here if name in sums else here
+            seen[name] = seen.get(name, 0) + (here.rows > 0).long()
     for name, found in sums.items():
         if not found.rows.isfinite().all():
             raise InputError(f"{name}: its gradients on the calibration data are not all finite")
     module.requires_grad_(False)
+    tables = [matrix.name for matrix in matrices if matrix.layer is None]
+    sums |= {name: replace(sums[name], rows=_with_unseen(sums[name].rows, seen[name])) for name in tables}
     return {name: found * (1 / items) for name, found in sums.items()}
+
+
+def _with_unseen(rows: Tensor, seen: Tensor) -> Tensor:
+    """Rows in no batch get what rows in a single one have in all."""
+    unseen = seen == 0
+    return torch.where(unseen, rows[seen == 1].sum() / unseen.sum(), rows)
 
 
 def _slopes(outputs: Tensor, labels: bool, temperature: float, generator: torch.Generator) -> Tensor:

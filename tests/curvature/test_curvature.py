@@ -122,6 +122,28 @@ def test_tables_and_shared_weights_have_factors_of_their_columns():
         assert float(found.columns.diagonal(dim1=1, dim2=2).sum()) == pytest.approx(float(found.rows.sum()), rel=1e-4)
 
 
+def test_rows_of_a_table_that_no_input_has_expect_what_rows_of_a_single_batch_have():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(2000, 4)
+
+        def forward(self, x):
+            return self.table(x).sum(1)
+
+    net = network(Net(), (torch.randint(9, (2, 5)),))
+    often = 1 / torch.arange(1, 2001.0)  # as words are used
+    x = often.multinomial(512 * 5, replacement=True).reshape(512, 5)
+    net.data = Data(TensorDataset(x, torch.zeros(512)))
+    rows = information(net, 512)["table.weight"].rows[0]
+    used = x.flatten().bincount(minlength=2000) > 0
+    assert 500 < used.sum() < 1500
+    assert rows[~used].unique().numel() == 1
+    torch.testing.assert_close(rows[used].sum(), torch.tensor(20.0).double(), rtol=0.2, atol=0)  # 5 words of 4 numbers
+    wanted = 20 * often[~used].sum() / often.sum()
+    torch.testing.assert_close(rows[~used].sum(), wanted.double(), rtol=0.25, atol=0)
+
+
 def test_gradients_that_are_not_finite_are_an_error():
     net, _ = classifier()
     net.data = Data(TensorDataset(torch.full((8, 4), math.inf), torch.zeros(8)))
