@@ -84,6 +84,10 @@ class Cursor:
         self.position += count
         return run
 
+    def part(self, start: int, stop: int) -> Cursor:
+        """A cursor over some of the bytes, from `start` up to `stop`."""
+        return Cursor(self.data[start:stop], self._offset + start, self._what)
+
     def byte(self) -> int:
         """The next byte."""
         if self.position == len(self.data):

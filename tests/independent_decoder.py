@@ -307,10 +307,13 @@ def word_of(x: float, kind: int) -> int:
 def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> Array:
     """Section 5."""
     first = source.number()
-    method, wide, extra = first & 15, first >> 4, Source(b"")
-    need(wide <= 1 and method <= 4 - wide and (n or not method), "an unknown kind of stream")
+    method, wide, folded, extra = first & 15, first >> 4 & 1, first >> 5, Source(b"")
+    need(folded <= 1 and method <= 4 - wide and (n or not method), "an unknown kind of stream")
+    need(not folded or method in (2, 3), "a folded stream that is neither Huffman's nor rANS")
     if method == 4:
         return context(source, n, shape, [tensor.rows for tensor in earlier])
+    centre = source.varint() if folded else 0
+    need(centre < 2**32, "a centre above all symbols")
     if wide:
         length, data = source.varint(), source.read()
         need(length <= len(data), "extra bits beyond the stream")
@@ -331,6 +334,9 @@ def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> A
         bits = iter(extra.fields([5 + (t - 128) // 4 for t in symbols if t >= 128]))
         symbols = [t if t < 128 else (4 + t % 4 << 5 + (t - 128) // 4) + next(bits) for t in symbols]
     extra.end()
+    if folded:
+        symbols = [centre - (s + 1) // 2 if s % 2 else centre + s // 2 for s in symbols]
+        need(0 <= min(symbols) and max(symbols) < 2**32, "symbols below 0 or above 32 bits")
     return Array(symbols)
 
 

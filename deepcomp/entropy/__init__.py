@@ -5,9 +5,11 @@ does not store how many symbols it holds: who keeps it knows. Every stream begin
 
     bits 0-3    method: 0 constant, 1 fixed, 2 huffman, 3 rans, 4 context
     bit 4       wide: the method codes tokens, raw bits follow (`tokens`)
-    bits 5-7    zero
+    bit 5       folded: symbols lie around a centre (`folding`); Huffman and rANS only
+    bits 6-7    zero
 
-If wide, a varint follows: the bytes of raw bits, which stand at the very end. Then the method's part:
+If folded, a varint follows, the centre, and if wide another one: the bytes of raw bits, which stand at the very end.
+Then the method's part:
 
 constant
     varint      the value of every symbol; 0 in the stream of no symbols
@@ -19,8 +21,8 @@ huffman, rans
 context
     see the package of this name; never wide
 
-A stream of symbols below 256 is never wide. All integers are little-endian, bits are counted from the
-lowest, pad bits are zero, a varint is an unsigned LEB128 in its shortest form.
+A stream of symbols below 256, folded where they are to be, is never wide. All integers are little-endian, bits are
+counted from the lowest, pad bits are zero, a varint is an unsigned LEB128 in its shortest form.
 
 numpy and, where there is enough to do (`jit`), numba write and read the same bytes.
 """
@@ -33,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcomp import jit
-from deepcomp.entropy import huffman, planes, rans, tables, tokens
+from deepcomp.entropy import folding, huffman, planes, rans, tables, tokens
 from deepcomp.entropy.bits import Parts, fixed_bytes, pack_fixed, read_fixed
 from deepcomp.errors import UsageError
 from deepcomp.wire import Cursor, varint
@@ -48,7 +50,7 @@ Symbols: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 CODERS = ("auto", "fixed", "huffman", "rans", "context", "smallest")
 
 _CONSTANT, _FIXED, _HUFFMAN, _RANS, _CONTEXT = range(5)
-_WIDE = 0x10
+_WIDE, _FOLDED = 0x10, 0x20
 _VALUES = 1 << 32
 _BLOCK = 1 << 20  # symbols counted at a time
 _SAMPLE = 1 << 15  # symbols counted to recognise noise
@@ -114,11 +116,13 @@ def encode_parts(
     if coder in ("context", "smallest"):
         return _encode_context(symbols, coder, shape, before)
     fast = jit.pays(len(symbols) * _ENCODE_SECONDS)
-    largest = 255 if symbols.dtype == np.uint8 else int(symbols.max())
-    if largest > 255:
-        return _encode_wide(np.ascontiguousarray(symbols, np.uint32), largest, coder, fast)
-    method, parts = _encode_bytes(np.ascontiguousarray(symbols, np.uint8), coder, 0, fast)
-    return [bytes([method]), *parts]
+    head, parts = _encode_plain(symbols, coder, fast)
+    if head & _WIDE and (centre := folding.centre(symbols)) >= tokens.DIRECT:  # most symbols have raw bits
+        folded = folding.fold(symbols, centre)
+        other, fewer = (0, parts) if folded is None else _encode_plain(folded, coder, fast)
+        if other & ~_WIDE in (_HUFFMAN, _RANS) and 5 + sum(map(len, fewer)) < sum(map(len, parts)):
+            return [bytes([other | _FOLDED]), varint(centre), *fewer]
+    return [bytes([head]), *parts]
 
 
 def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before: Before | None) -> Parts:
@@ -132,18 +136,26 @@ def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before
     return found if coder == "context" or sum(map(len, found)) < size else usual
 
 
-def _encode_wide(values: NDArray[np.uint32], largest: int, coder: str, fast: bool) -> Parts:
+def _encode_plain(symbols: Symbols, coder: str, fast: bool) -> tuple[int, Parts]:
+    """The first byte of a stream that is not folded, and what follows."""
+    largest = 255 if symbols.dtype == np.uint8 else int(symbols.max())
+    if largest > 255:
+        return _encode_wide(np.ascontiguousarray(symbols, np.uint32), largest, coder, fast)
+    return _encode_bytes(np.ascontiguousarray(symbols, np.uint8), coder, 0, fast)
+
+
+def _encode_wide(values: NDArray[np.uint32], largest: int, coder: str, fast: bool) -> tuple[int, Parts]:
     if values.min() == largest:
-        return [bytes([_CONSTANT]), varint(largest)]
+        return _CONSTANT, [varint(largest)]
     width = largest.bit_length()
     size = 2 + fixed_bytes(len(values), width)
     if coder != "fixed":
         symbols, extras = tokens.split(values, fast)
         method, parts = _encode_bytes(symbols, coder, len(extras), fast)
-        stream = [bytes([method | _WIDE]), varint(len(extras)), *parts, extras]
-        if coder != "auto" or size > _FIXED_PAYS * sum(map(len, stream)):
-            return stream
-    return [bytes([_FIXED, width]), pack_fixed(values, width)]
+        stream = [varint(len(extras)), *parts, extras]
+        if coder != "auto" or size > _FIXED_PAYS * (1 + sum(map(len, stream))):
+            return method | _WIDE, stream
+    return _FIXED, [bytes([width]), pack_fixed(values, width)]
 
 
 def _encode_bytes(symbols: NDArray[np.uint8], coder: str, beside: int, fast: bool) -> tuple[int, Parts]:
@@ -235,8 +247,8 @@ def decode(
     """
     cursor = Cursor(data, offset, "symbol stream")
     head = cursor.byte()
-    method = head & ~_WIDE
-    if method > _CONTEXT or head == _CONTEXT | _WIDE:
+    method, folded = head & ~_WIDE & ~_FOLDED, bool(head & _FOLDED)
+    if method > _CONTEXT or head == _CONTEXT | _WIDE or (folded and method not in (_HUFFMAN, _RANS)):
         cursor.fail(f"method {head}, at most {_CONTEXT} expected,")
     if not count and head:
         cursor.fail(f"method {method} for no symbols, {_CONSTANT} expected,")
@@ -245,21 +257,10 @@ def decode(
 
         return context.decode(cursor, count, shape, rows_of, _context_pays(count, cursor.left))
     fast = jit.pays(count * _DECODE_SECONDS[method])
-    if not head & _WIDE:
-        return _decode_method(method, cursor, count, fast)
-    extras = cursor.varint(cursor.left)
-    end = len(cursor.data) - extras
-    if end < cursor.position:
-        cursor.fail(f"{extras} bytes of raw bits, {cursor.left} left,")
-    inner = Cursor(cursor.data[cursor.position : end], offset + cursor.position, "symbol stream")
-    symbols = _decode_method(method, inner, count, fast)
-    largest = symbols.max(initial=0)
-    if not tokens.WIDE <= largest < tokens.TOKENS:
-        inner.fail(f"tokens up to {largest}, {tokens.WIDE} to {tokens.TOKENS - 1} expected,")
-    rest = Cursor(cursor.data[end:], offset + end, "symbol stream")
-    values = tokens.join(symbols.astype(np.uint8, copy=False), rest, fast)
-    rest.end()
-    return values if largest > tokens.LAST_UINT16 else values.astype(np.uint16)
+    centre = cursor.varint(_VALUES - 1) if folded else None
+    read = _decode_wide if head & _WIDE else _decode_method
+    symbols = read(method, cursor, count, fast)
+    return symbols if centre is None else folding.unfold(symbols, centre, cursor)
 
 
 def live_rows(
@@ -283,6 +284,22 @@ def live_rows(
     from deepcomp.entropy import context
 
     return context.live_rows(cursor, count, shape)
+
+
+def _decode_wide(method: int, cursor: Cursor, count: int, fast: bool) -> Symbols:
+    extras = cursor.varint(cursor.left)
+    end = len(cursor.data) - extras
+    if end < cursor.position:
+        cursor.fail(f"{extras} bytes of raw bits, {cursor.left} left,")
+    inner = cursor.part(cursor.position, end)
+    symbols = _decode_method(method, inner, count, fast)
+    largest = symbols.max(initial=0)
+    if not tokens.WIDE <= largest < tokens.TOKENS:
+        inner.fail(f"tokens up to {largest}, {tokens.WIDE} to {tokens.TOKENS - 1} expected,")
+    rest = cursor.part(end, len(cursor.data))
+    values = tokens.join(symbols.astype(np.uint8, copy=False), rest, fast)
+    rest.end()
+    return values if largest > tokens.LAST_UINT16 else values.astype(np.uint16)
 
 
 def _context_pays(count: int, size: int) -> bool:

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from deepcomp.entropy.bits import pack_variable, read_variable, take_bits
 from deepcomp.wire import Cursor
 
-__all__ = ["EXTRA_BITS", "FIRST_OF", "LAST_UINT16", "TOKENS", "WIDE", "join", "split"]
+__all__ = ["DIRECT", "EXTRA_BITS", "FIRST_OF", "LAST_UINT16", "TOKENS", "WIDE", "join", "split"]
 
 TOKENS = 228
 WIDE = 132  # the token of 256: a stream without this or a higher one need not be wide
 LAST_UINT16 = 163  # the token of 65,535
 
-_DIRECT = 128
-_OCTAVE, _QUARTER = np.divmod(np.arange(TOKENS) - _DIRECT, 4)
+DIRECT = 128
+_OCTAVE, _QUARTER = np.divmod(np.arange(TOKENS) - DIRECT, 4)
 
 EXTRA_BITS: NDArray[np.uint8] = np.where(_OCTAVE < 0, 0, _OCTAVE + 5).astype(np.uint8)
 """Raw bits behind each token."""
@@ -37,7 +37,7 @@ FIRST_OF: NDArray[np.uint32] = np.where(
 
 # A float64 holds the exponent and the bits behind the leading one side by side, from bit 50 up.
 _MANTISSA = np.uint64(50)
-_BIAS = 4 * 1023 - (_DIRECT - 4 * 7)
+_BIAS = 4 * 1023 - (DIRECT - 4 * 7)
 
 
 def split(values: NDArray[np.uint32], fast: bool) -> tuple[NDArray[np.uint8], bytes]:
@@ -50,7 +50,7 @@ def split(values: NDArray[np.uint32], fast: bool) -> tuple[NDArray[np.uint8], by
         size = kernels.split_tokens(kernels.frozen(values), EXTRA_BITS, tokens, extras)
         return tokens, extras[:size].tobytes()
     tokens = values.astype(np.uint8)
-    large = np.flatnonzero(values >= _DIRECT)
+    large = np.flatnonzero(values >= DIRECT)
     high = values[large]
     tokens[large] = (high.astype(np.float64).view(np.uint64) >> _MANTISSA) - np.uint64(_BIAS)
     widths = EXTRA_BITS[tokens[large]]
@@ -73,6 +73,6 @@ def join(tokens: NDArray[np.uint8], cursor: Cursor, fast: bool) -> NDArray[np.ui
         kernels.join_tokens(kernels.frozen(tokens), take_bits(cursor, bits), FIRST_OF, EXTRA_BITS, values)
         return values
     values = FIRST_OF[tokens]
-    large = np.flatnonzero(tokens >= _DIRECT)
+    large = np.flatnonzero(tokens >= DIRECT)
     values[large] += read_variable(cursor, EXTRA_BITS[tokens[large]])
     return values

@@ -130,7 +130,13 @@ def test_noise_behind_a_valid_head_is_survived(backend):
 # Two symbols with codes of one bit each: alphabet of 2, nibbles; one lane; then what is wrong with it.
 DAMAGED = {
     "unknown method": "05",
-    "reserved bit": "20 00",
+    "reserved bit": "40 00",
+    "constant folded": "20 00 05",
+    "fixed folded": "21 00 08 01 02 03",
+    "context folded": "24 00 00 00 00 00",
+    "folded, centre above 32 bits": "22 80 80 80 80 10 02 11 0e 00",
+    "folded, below 0": "22 00 02 11 0e 07",
+    "folded, above 32 bits": "22 ff ff ff ff 0f 04 01 01 0e 07",
     "no symbols, not constant": "01 08",
     "constant above 32 bits": "00 80 80 80 80 10",
     "constant wide": "10 00 05",
@@ -182,6 +188,12 @@ def test_the_same_streams_without_the_damage_decode(backend):
     assert entropy.decode(bytes.fromhex("02 02 11 0e 05"), 3).tolist() == [1, 0, 1]
     assert entropy.decode(bytes.fromhex("11 03 08 84 84 84 00 00 00"), 3).tolist() == [256, 256, 256]
     assert entropy.decode(bytes.fromhex("01 03 ff 01"), 3).tolist() == [7, 7, 7]
+    assert entropy.decode(bytes.fromhex("22 05 02 11 0e 05"), 3).tolist() == [4, 5, 4]
+    assert entropy.decode(bytes.fromhex("22 fe ff ff ff 0f 04 01 01 0e 05"), 3).tolist() == [
+        2**32 - 1,
+        2**32 - 2,
+        2**32 - 1,
+    ]
 
 
 def test_hostile_lane_lengths_are_refused(backend):

@@ -83,6 +83,10 @@ def test_strided_symbols_are_coded_as_they_read(backend):
     assert entropy.encode(symbols) == entropy.encode(symbols.copy())
 
 
+# folded, wide: centre 4000, a byte of raw bits; precision 8, the table of 137 tokens in form 1, four of them in use
+GOLDEN_FOLDED = (
+    "33 a0 1f 01 08 91 02 7f cf 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 40 20 00 00 0e 80 e2 fa 14 58"
+)
 GOLDEN = [
     ("auto", [], "00 00"),
     ("auto", [5, 5, 5], "00 05"),
@@ -93,6 +97,8 @@ GOLDEN = [
     ("huffman", [0, 0, 0, 0, 1, 1, 2, 3], "02 07 7f 05 0e 50 3b"),
     # precision 8; frequencies 128 64 32 32; one lane, its state 0x4007e8
     ("rans", [0, 0, 0, 0, 1, 1, 2, 3], "03 08 07 7f 05 00 00 00 0e 00 e8 07 40"),
+    # around 4000: folded 0 2 1 0 0 0 0 600, whose token is 136 and its raw bits 88 of 7
+    ("rans", [4000, 4001, 3999, 4000, 4000, 4000, 4000, 4300], GOLDEN_FOLDED),
     # three bytes of raw bits; tokens 1 132 166 5 in eight bits each; raw bits 44 of 6, 4464 of 14
     ("fixed tokens", [1, 300, 70000, 5], "11 03 08 01 84 a4 05 2c 5c 04"),
 ]
@@ -129,6 +135,20 @@ def test_auto_stays_within_two_per_cent_on_a_large_alphabet_sorted_by_rank():
     share /= share.sum()
     symbols = np.random.default_rng(0).choice(60_000, 100_000, p=share).astype(np.uint16)
     assert len(check(symbols)) <= 1.02 * -(share @ np.log2(share)) * len(symbols) / 8 + 90
+
+
+@pytest.mark.parametrize(("centre", "spread", "outlier"), [(255, 2, 511), (300, 40, 900), (40_000, 300, 65_535)])
+def test_auto_stays_near_the_entropy_of_values_around_a_large_one(centre, spread, outlier):
+    symbols = np.rint(centre + spread * np.random.default_rng(0).standard_normal(100_000)).astype(np.uint16)
+    symbols[7] = outlier
+    assert len(check(symbols)) <= 1.02 * entropy.cost(symbols) / 8 + 90
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(-300, 300)), st.sampled_from(("huffman", "rans", "auto")))
+def test_round_trip_of_values_around_any_one(centre, distances, coder):
+    values = np.array([centre, centre, centre, *(centre + d for d in distances)], np.int64).clip(0, 2**32 - 1)
+    check(values.astype(np.uint32), coder)
 
 
 @settings(deadline=None, max_examples=40)

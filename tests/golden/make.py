@@ -165,6 +165,17 @@ def every_context():
     return Network(tensors, forms=forms, coder=CONTEXT), None
 
 
+def every_fold():
+    """Integers that lie around a large one."""
+    weight = normal(60, 50)
+    weight[0, 0] = 40
+    settings = {"9": {"bits": 9}, "12": {"bits": 12}, "12.asymmetric": {"bits": 12, "symmetric": False}}
+    tensors, forms = {}, {}
+    for name, setting in settings.items():
+        tensors[name], forms[name] = weight, Grid.fit(weight, axis=None, **setting)
+    return Network(tensors, forms=forms), None
+
+
 class Convolutional(nn.Module):
     """Convolutions, normalisation, a strided slice with padding, an average: what a CIFAR ResNet is made of."""
 
@@ -222,6 +233,7 @@ def main(folder):
         "levels": every_level(),
         "lstm": network(Recurrent(), torch.arange(10).reshape(2, 5), Prune(density=0.5), Share(values=8)),
         "context": every_context(),
+        "folded": every_fold(),
     }
     for name, (net, inputs) in files.items():
         path = folder / f"{name}-{MAJOR}.{MINOR}.dcz"
