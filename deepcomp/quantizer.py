@@ -171,18 +171,20 @@ class _Simulate(torch.autograd.Function):
         z = quantizer.whole(zero_point)
         steps = x / scale
         rounded = quantizer.rounding(steps)
-        levels = (rounded + z).clamp(0, quantizer.top) - z
-        ctx.save_for_backward(steps, rounded, levels, scale)
-        return levels * scale
+        levels = (rounded + z).clamp_(0, quantizer.top).sub_(z)
+        if any(ctx.needs_input_grad):
+            clipped = rounded != levels
+            by_scale = torch.sub(levels, steps.masked_fill_(clipped, 0), out=steps)
+            ctx.save_for_backward(clipped, by_scale, scale)
+        return levels.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        steps, rounded, levels, scale = ctx.saved_tensors
-        inside = rounded == levels
-        wanted = ctx.needs_input_grad
+        clipped, by_scale, scale = ctx.saved_tensors
+        inside, wanted = slope.masked_fill(clipped, 0), ctx.needs_input_grad
         return (
-            slope * inside if wanted[0] else None,
-            (slope * torch.where(inside, rounded - steps, levels)).sum_to_size(scale.shape) if wanted[1] else None,
-            (slope * torch.where(inside, 0, -scale)).sum_to_size(scale.shape) if wanted[2] else None,
+            inside if wanted[0] else None,
+            (slope * by_scale).sum_to_size(scale.shape) if wanted[1] else None,
+            ((inside - slope) * scale).sum_to_size(scale.shape) if wanted[2] else None,
             None,
         )
