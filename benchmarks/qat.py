@@ -24,7 +24,8 @@ from deepcomp.model.data import Data
 from deepcomp.steps import Step
 
 NETWORKS = ("resnet20", "mobilenet")
-BITS = ((8, 8), (4, 8), (4, 4), (2, 8))  # of weights and activations
+BITS = ((4, 8), (4, 4), (2, 8), (8, 8))  # of weights and activations
+PER = ("tensor", "channel")
 Found = list[float]
 
 
@@ -121,7 +122,7 @@ def bits(bench: Bench) -> None:
     """The recipe: bits against granularity."""
     rows = []
     bounds = {(4, 8): 0.3, (4, 4): 1.5}
-    for per in ("tensor", "channel"):
+    for per in bench.options.per:
         for pair in BITS:
             before, trained = bench.both([step("fold-bn"), step("equalize"), *grids(*pair, per)])
             name = f"W{pair[0]}A{pair[1]}, per {per}"
@@ -140,11 +141,12 @@ def main() -> int:
     """Train networks in all ways of some sections."""
     parser = argparse.ArgumentParser(description="Quantisation-aware training beside Nagel et al. 2021.")
     parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *NETWORKS]))
+    parser.add_argument("--per", nargs="+", choices=PER, default=PER, help="what shares a scale, in `bits`")
     parser.add_argument("--items", type=int, default=0, help="test images, the first ones (default: all)")
     parser.add_argument("--images", type=int, default=0, help="training images, the first ones (default: all)")
     parser.add_argument("--epochs", type=int, default=2, help="of training (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=0.01, help="learning rate (default: %(default)s)")
-    parser.add_argument("--optimiser", default="sgd", help="sgd, adam or adamw (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.001, help="learning rate (default: %(default)s)")
+    parser.add_argument("--optimiser", default="adam", help="sgd, adam or adamw (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: %(default)s)")
     options = parser.parse_args()
     if unknown := set(options.what) - {*SECTIONS, *NETWORKS}:
