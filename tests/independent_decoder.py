@@ -336,7 +336,7 @@ def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> A
     extra.end()
     if folded:
         symbols = [centre - (s + 1) // 2 if s % 2 else centre + s // 2 for s in symbols]
-        need(0 <= min(symbols) and max(symbols) < 2**32, "symbols below 0 or above 32 bits")
+        need(min(symbols) >= 0 and max(symbols) < 2**32, "symbols below 0 or above 32 bits")
     return Array(symbols)
 
 
