@@ -59,7 +59,7 @@ def row(network: str, recipe: str, budget: tuple[str, str], out: Path) -> list[s
         f"{report['output_bytes']:,}",
         f"{report['ratio']:.1f} ×",
         f"{metric['after']:.2f}",
-        f"{-metric['drop']:+.2f}",
+        f"{0 - metric['drop']:+.2f}",
         str(runs),
         verdict,
     ]
