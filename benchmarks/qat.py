@@ -1,6 +1,7 @@
 """Quantisation-aware training beside the tables of Nagel et al. 2021: `benchmarks/qat.py [SECTION …] [NETWORK …]`.
 
-Sections are `norms` (their Table 7), `starts` (8), `equalization` (9) and `bits` (10). What is trained is compared
+Sections are `norms` (their Table 7), `starts` (8), `equalization` (9), `bits` (10), and `files`: what is trained, as
+files in every runtime. What is trained is compared
 with the network in fp32, trained as long on the same images: training alone may lift it. Figures are of the whole test
 set, which nothing is chosen on; epochs are chosen on training images held out. With several seeds of the order of
 training and of calibration (`--seeds`) they are means, with the least and the greatest.
@@ -11,8 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from draws import cell, step
@@ -20,7 +24,12 @@ from nagel import TRAINED
 from subjects import SUBJECTS, Subject, decoded, score, through
 from timing import check, finish, heading, machine, show, table
 
-from deepcomp.model.data import Data
+import deepcomp
+from deepcomp.container import Writer
+from deepcomp.loader import RUNTIMES
+from deepcomp.model.data import Data, batches
+from deepcomp.model.evaluate import evaluate
+from deepcomp.serializer import write
 from deepcomp.steps import Step
 
 NETWORKS = ("resnet20", "mobilenet")
@@ -134,7 +143,29 @@ def bits(bench: Bench) -> None:
     table(["", "before", "trained", "below fp32"], rows)
 
 
-SECTIONS = {"norms": norms, "starts": starts, "equalization": equalization, "bits": bits}
+def files(bench: Bench) -> None:
+    """Batch norms that trained along, in a file of their own and merged into the scales, in every runtime."""
+    test, rows, outputs = bench.data, [], []
+    net = through(bench.subject, test, [*grids(4, 8, "channel"), bench.train()])
+    inputs = next(iter(batches(test.test, 256)))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("kept", "merged"):
+            path = Path(folder) / f"{name}.dcz"
+            with Writer(path) as writer:
+                for _ in write(net, writer, {}):
+                    pass
+            modules: dict[str, Any] = {runtime: deepcomp.load(path, runtime=runtime) for runtime in RUNTIMES}
+            found = [f"{evaluate(module, test).value:.2f}" for module in modules.values()]
+            rows.append([f"batch norms {name}", f"{path.stat().st_size:,}", *found])
+            with torch.inference_mode():
+                outputs.append(modules["float"](inputs))
+            step("fold-bn").run(net)
+    table(["W4A8, per channel, trained", "bytes", *RUNTIMES], rows)
+    apart = float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max())
+    check("largest difference between both, of the largest output", apart, 1e-4)
+
+
+SECTIONS = {"norms": norms, "starts": starts, "equalization": equalization, "bits": bits, "files": files}
 
 
 def main() -> int:
@@ -158,12 +189,14 @@ def main() -> int:
         bench = Bench(SUBJECTS[name], options)
         heading(f"{bench.subject.title}, {options.epochs} epochs of {options.optimiser}, rate {options.rate}")
         show("fp32, as it was", cell(bench.of([])[:1]))
-        show("fp32, trained as long on the same images", cell(bench.float))
+        if {*sections} != {"files"}:
+            show("fp32, trained as long on the same images", cell(bench.float))
         for section in sections:
             heading(f"{bench.subject.title}: {section}")
             SECTIONS[section](bench)
             print()
-            table(*TRAINED[section])
+            if section in TRAINED:
+                table(*TRAINED[section])
     return finish()
 
 
