@@ -57,7 +57,7 @@ class RateTrain(Plan, Step):
     rate: float = 1.5e-3
     scales: float = 5.0
     price: float = 1e-6
-    warmup: int = 300
+    warmup: float = 0.04
     choose: str = "last"
     coarse: float = 1.0
     vectors: float = 0.1

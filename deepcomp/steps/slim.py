@@ -21,11 +21,11 @@ __all__ = ["Slim"]
 class Slim(Step):
     """Mask all output channels of a layer but the strongest, those with the most energy, and their biases.
 
-    The network keeps its shape, and a masked channel is zero from then on, where an activation function of zero is
-    zero. What reads it is left as it is: `rate-train` removes what nothing depends on, and the context coder stores dead rows
-    and columns for next to nothing. `prune-filters` takes channels out of the network instead.
+    The network keeps its shape, and a masked channel is zero from then on. What reads it is left as it is: `rate-train`
+    removes what nothing depends on, and the context coder stores dead rows and columns for next to nothing.
+    `prune-filters` takes channels out of the network instead.
 
-    Put this step behind `fold-bn` and before those that choose forms.
+    Put this step behind `fold-bn` and `store`, and before weights are quantised.
 
     Attributes
     ----------
@@ -47,14 +47,12 @@ class Slim(Step):
         net.require(*self.units if isinstance(self.units, dict) else ())
         alive = {}
         for layer, units in self._chosen(net):
-            weight = _current(net, layer.weight)
-            energy = layer.blocks(weight.detach().double().square()).sum((2, 3)).reshape(-1)
+            blocks = layer.blocks(_value(net, layer.weight))
+            energy = blocks.double().square().sum((2, 3)).reshape(-1)
             keep = energy.argsort(descending=True, stable=True).argsort() < units
-            everywhere = layer.by_output(keep).expand_as(layer.blocks(weight))
-            net.store(layer.weight, Mask.nonzero(weight, layer.unblocked(everywhere) & (weight != 0)))
+            _mask(net, layer.weight, layer.unblocked(layer.by_output(keep).expand_as(blocks)))
             if layer.bias is not None:
-                bias = _current(net, layer.bias)
-                net.store(layer.bias, Mask.nonzero(bias, keep & (bias != 0)))
+                _mask(net, layer.bias, keep)
             alive[layer.weight] = units
         return {"alive": alive}
 
@@ -67,6 +65,13 @@ class Slim(Step):
                 yield layer, units
 
 
-def _current(net: Network, name: str) -> Tensor:
+def _value(net: Network, name: str) -> Tensor:
+    """A weight as the steps before left it."""
     form = net.form(name)
-    return net.tensors[name] if form is None else form.dense()
+    return net.tensors[name].detach() if form is None else form.dense()
+
+
+def _mask(net: Network, name: str, keep: Tensor) -> None:
+    """Keep some elements of a weight; what is masked already stays so."""
+    value = _value(net, name)
+    net.store(name, Mask.nonzero(value, keep & (value != 0) if isinstance(net.form(name), Mask) else keep))

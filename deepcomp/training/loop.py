@@ -179,7 +179,7 @@ class _Run:
         off = plan.penalty * done * self.trainee.penalty(plan.shape) if plan.penalty else 0.0
         if self.rate is None:
             return off
-        return off + plan.price * (min(done / plan.ramp, 1) if plan.ramp else 1) * self.rate()
+        return off + plan.price * _risen(done, plan.ramp) * self.rate()
 
     def _validate(self) -> tuple[float, float]:
         """See `validate`."""
@@ -199,8 +199,7 @@ class _Run:
     def _learning_rate(self, step: int) -> float:
         done = self._done(step)
         falls = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-        warm = min((step + 1) / (self.plan.warmup + 1), 1)
-        return self.plan.rate * warm * falls[self.plan.schedule]
+        return self.plan.rate * _risen(done, self.plan.warmup) * falls[self.plan.schedule]
 
     def _seed(self) -> Tensor:
         """Seed everything random of this epoch; returns the order of the items."""
@@ -260,6 +259,11 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _risen(done: float, ramp: float) -> float:
+    """How far something has risen that rises linearly in a share of the training, 0 to 1."""
+    return min(done / ramp, 1.0) if ramp else 1.0
 
 
 def _picture(data: Data) -> tuple[int, ...]:

@@ -56,8 +56,8 @@ class Plan:
         cross-entropy. See `training.rate`.
     ramp : float
         Share of the training in which the price rises linearly from 0.
-    warmup : int
-        Steps in which the learning rate rises linearly to what `schedule` says.
+    warmup : float
+        Share of the training in which the learning rate rises linearly to what `schedule` says.
     frozen : float
         Share of the epochs, the last ones, in which scales, zero-points and the statistics of batch norms stay.
     validation : int
@@ -100,7 +100,7 @@ class Plan:
     shape: str = "distance"
     price: float = 0.0
     ramp: float = 0.4
-    warmup: int = 0
+    warmup: float = 0.0
     frozen: float = 0.0
     validation: int = 5000
     choose: str = "best"
@@ -132,7 +132,7 @@ class Plan:
             ("scales", 0, math.inf),
             ("penalty", 0, math.inf),
             ("ramp", 0, 1),
-            ("warmup", 0, math.inf),
+            ("warmup", 0, 1),
             ("frozen", 0, 1),
             ("distill", 0, 1),
         ):

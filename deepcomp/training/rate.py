@@ -103,7 +103,7 @@ def chances(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
     p = rows * columns / mean.clamp(min=_LEAST)
     if there.shape[2] > 1:
         p = _KERNEL * there.mean(2, keepdim=True) + (1 - _KERNEL) * p
-    return p.reshape(alive.shape)
+    return p.expand_as(there).reshape(alive.shape)
 
 
 def _density(there: Tensor, dims: tuple[int, ...], mean: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def as_precise(scale: Tensor, like: Tensor) -> Tensor:
 
 
 def pack_scales(scale: np.ndarray) -> np.ndarray:
-    """Scales in the narrowest type for them all: exponents of powers of two, short floats, words of float16, float32."""
+    """Scales in the narrowest type for all: exponents of powers of two, short floats, words of float16, float32."""
     mantissa, exponent = np.frexp(scale)
     if np.all(mantissa == 0.5) and np.all(np.abs(exponent) < 100):
         return np.asarray(exponent - 1, np.int8)
