@@ -97,7 +97,7 @@ def chances(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
     there = alive.float().reshape(len(alive), planes, -1)
     mean = there.mean()
     rows, columns = _density(there, (1, 2), mean), _density(there, (0,), mean)
-    if there.shape[2] == 1 and planes == math.prod(picture):
+    if picture and there.shape[2] == 1 and planes == math.prod(picture):
         pixels = columns.reshape(1, *picture)
         columns = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False).reshape(1, -1, 1)
     p = rows * columns / mean.clamp(min=_LEAST)
