@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import deepcomp
-from deepcomp.entry import BUFFER
 from deepcomp.errors import UsageError
 from deepcomp.model.data import Data
+from deepcomp.model.datasets import load_data
+from deepcomp.model.evaluate import evaluate
 from deepcomp.network import Network
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.quantize import Quantize
@@ -65,13 +66,13 @@ def held(net: Network, name: str) -> Grid:
 
 def test_a_higher_price_makes_fewer_bits_and_the_network_still_learns() -> None:
     sizes = []
-    for price in (0.0, 1e-4, 1e-3):
+    for price in (0.0, 1e-4, 3e-4):
         net = prepared()
         said = trained(net, price=price, epochs=12)
         sizes.append(bits(net))
         assert said["validation"][-1] > 80
         assert said["density"] == sum(int((form.dense() != 0).sum()) for form in net.forms.values()) / 403
-    assert sizes[0] > 1.3 * sizes[1] > 1.5 * sizes[2]
+    assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
 
 
 def test_every_parameter_gets_a_grid_of_one_learnt_step_and_no_more_bits_than_it_needs() -> None:
@@ -95,18 +96,13 @@ def test_any_network_trains(kind: str) -> None:
     module, x = every()[kind]
     x = torch.randint(11, (24, 7)) if kind == "recurrent" else torch.randn(24, *x.shape[1:])
     net = prepared(module, x)
-    before = {name: held_bits for name, held_bits in zip(net.tensors, net.tensors.values(), strict=True)}
+    own = dict(net.module.named_parameters())  # type: ignore[union-attr]
     said = trained(net, epochs=2, batch=8, loss="mse")
     assert all(map(math.isfinite, said["loss"]))
-    wanted = {n for n in before if net.roles[n] != BUFFER and n not in net.tied and before[n].is_floating_point()}
-    assert set(net.forms) == {name for name in wanted if before[name].ndim and n_parameter(net, name)}
+    assert set(net.forms) == {name for name, tensor in net.tensors.items() if name in own and tensor.ndim}
     for name, form in net.forms.items():
         assert form.dense().isfinite().all()
         assert torch.equal(Grid.unpack(form.pack(), form.shape, form.dtype).dense(), form.dense()), name
-
-
-def n_parameter(net: Network, name: str) -> bool:
-    return name in dict(net.module.named_parameters())  # type: ignore[union-attr]
 
 
 def test_vectors_can_be_left_as_they_are_and_layers_too() -> None:
@@ -196,12 +192,14 @@ def test_a_curve_trains_each_beginning_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(loop._Run, "_train_epoch", lambda run: (epochs.append(run.plan.price), epoch(run))[1])
     text = (Path(deepcomp.__file__).parent / "recipes" / "smallest.toml").read_text()
     recipe = tmp_path / "walk.toml"
+    text = text.replace("price = 1e-6", "price = 2e-5")
     recipe.write_text(text[: text.index("values = ")] + "values = [1e-5, 2e-5, 3e-5, 4e-5, 8e-5]\n")
     curve = tmp_path / "curve.json"
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
     pytest.importorskip("matplotlib")
-    deepcomp.compress(module, tmp_path / "x.dcz", recipe=str(recipe), data="digits", settings=SETTINGS, curve=curve)
+    settings = {key: value for key, value in SETTINGS.items() if key != "rate-train.price"}
+    deepcomp.compress(module, tmp_path / "x.dcz", recipe=str(recipe), data="digits", settings=settings, pareto=curve)
     assert sorted(epochs) == [1e-5, 1e-5, 2e-5, 3e-5, 4e-5, 8e-5]
     assert len(json.loads(curve.read_text())["points"]) == 5
 
@@ -218,9 +216,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("where", ["rate-train at 1e-05", "rate-train at 2e-05"])
-def test_an_interrupted_run_ends_in_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     whole, cut = tmp_path / "whole.dcz", tmp_path / "cut.dcz"
     settings = {"rate-train.augment": "elastic", "rate-train.distill": 0.5, "rate-train.warm_epochs": 2}
@@ -238,13 +234,11 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 def test_the_file_runs_as_it_was_judged_and_the_recipe_takes_the_context_coder(tmp_path: Path) -> None:
     report = compress(tmp_path / "x.dcz", settings={"rate-train.epochs": 6})
-    again = deepcomp.evaluate(tmp_path / "x.dcz", data="digits") if hasattr(deepcomp, "evaluate") else None
     assert report.metric is not None
     assert report.output_bytes < 2000
-    if again is not None:
-        assert again.value == report.metric["after"]
-    loaded = deepcomp.load(tmp_path / "x.dcz")
-    assert loaded(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert evaluate(deepcomp.load(tmp_path / "x.dcz"), load_data("digits")).value == report.metric["after"]
+    with deepcomp.open(tmp_path / "x.dcz") as file:
+        assert all(file.entries[name].parts[0].facts["bits"] < 16 for name in file.entries)
 
 
 @pytest.mark.parametrize(

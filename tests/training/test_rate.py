@@ -59,7 +59,9 @@ def by_hand(alive: Tensor, *index: int) -> float:
     return chance if taps == 1 else 0.3 * chance + 0.7 * sum(there[i][j]) / taps
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 2, 2), (6, 1, 3, 3), (3, 4, 5), (1, 9), (9, 1), (8,), (2, 3, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (4, 3, 2, 2), (6, 1, 3, 3), (3, 4, 5), (1, 9), (9, 1), (8,), (2, 3, 2, 2, 2)]
+)
 def test_a_chance_is_that_of_the_row_the_column_and_the_kernel(shape: tuple[int, ...], randn: Any) -> None:
     alive = randn(*shape) > 0.3
     assert alive.any()
