@@ -112,7 +112,8 @@ class _Run:
         self.items, self.held = split(self.data, plan.validation)
         self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 or self.data.metric is None else None
         self.augment = augmentation(plan.augment)
-        self.rate = Rate(self.trainee.grids("price"), _picture(self.data)) if plan.price else None
+        parts = self.trainee.grids("price") if plan.price else []
+        self.rate = Rate(parts, _picture(self.data), plan.context) if parts else None
         self.steps = math.ceil(len(self.items) / plan.batch)
         self.optimiser = _optimiser(plan, self.trainee)
         self.slot = net.checkpoints.slot(self._identity()) if net.checkpoints is not None else None

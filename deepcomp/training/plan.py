@@ -54,6 +54,9 @@ class Plan:
     price : float
         λ, what the loss gets for each bit that weights on grids will take, in its own unit: nats an item for
         cross-entropy. See `training.rate`.
+    context : bool
+        Whether bits depend on what is alive around a weight, as the context coder has it, or only on how many weights of
+        its tensor are alive, as for other coders.
     ramp : float
         Share of the training in which the price rises linearly from 0.
     warmup : float
@@ -99,6 +102,7 @@ class Plan:
     penalty: float = 0.0
     shape: str = "distance"
     price: float = 0.0
+    context: bool = True
     ramp: float = 0.4
     warmup: float = 0.0
     frozen: float = 0.0

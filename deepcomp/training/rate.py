@@ -42,16 +42,22 @@ class Rate:
     picture : tuple of int
         Channels, height and width of the network's inputs, or () where they are no pictures. The columns of a matrix
         with so many are taken to be their pixels.
+    context : bool
+        Whether bits depend on the place of a weight; if not, on how many of its tensor are alive, as for coders of
+        independent symbols.
     """
 
-    def __init__(self, parts: Sequence[WeightQuantizer], picture: tuple[int, ...] = ()) -> None:
-        self._parts, self._picture = parts, picture
+    def __init__(self, parts: Sequence[WeightQuantizer], picture: tuple[int, ...] = (), context: bool = True) -> None:
+        self._parts, self._picture, self._context = parts, picture, context
         self.look()
 
     @torch.no_grad()
     def look(self) -> None:
         """Set the costs by what is alive by now."""
-        self._costs = [costs(half_up(part.steps()) != 0, self._picture) for part in self._parts]
+        self._costs = [costs(self._chances(half_up(part.steps()) != 0)) for part in self._parts]
+
+    def _chances(self, alive: Tensor) -> Tensor:
+        return chances(alive, self._picture) if self._context else alive.float().mean()
 
     def __call__(self) -> Tensor:
         """The bits of all weights together, a scalar."""
@@ -65,8 +71,22 @@ def magnitude(q: Tensor) -> Tensor:
     return torch.log2(1 + u.clamp(max=1)) + 1.5 * torch.log2(u.clamp(min=1))
 
 
-def costs(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
-    """Bits for the place and the sign of a weight, and for whether it is more than one step: log₂((1 − p)/p) + 2.
+def costs(p: Tensor) -> Tensor:
+    """What a weight costs that is alive with a chance of p, 1.5 to 13 bits: log₂((1 − p)/p) + 2.
+
+    They are for its place, its sign, and whether it is more than one step.
+    """
+    p = p.clamp(_LEAST, _MOST)
+    return (torch.log2((1 - p) / p) + 2).clamp(_CHEAPEST, _DEAREST)
+
+
+def chances(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
+    """How probable it is that a weight is alive, by how many are in its row, its column and its kernel.
+
+    That is row × column / mean density; where there are kernels of several weights, 0.3 of this and 0.7 of the
+    kernel's density. Rows lie along the first axis and a convolution's planes along the second, outputs or
+    inputs, which makes no difference. A column is a tap of a plane; pixels take the mean of their neighbourhood,
+    3 × 3.
 
     Parameters
     ----------
@@ -77,21 +97,7 @@ def costs(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
 
     Returns
     -------
-    float32 tensor, of the same shape, 1.5 to 13
-    """
-    p = chances(alive, picture).clamp(_LEAST, _MOST)
-    return (torch.log2((1 - p) / p) + 2).clamp(_CHEAPEST, _DEAREST)
-
-
-def chances(alive: Tensor, picture: tuple[int, ...] = ()) -> Tensor:
-    """How probable it is that a weight is alive, by how many are in its row, its column and its kernel.
-
-    That is row × column / mean density; where there are kernels of several weights, 0.3 of this and 0.7 of the
-    kernel's density. Rows lie along the first axis and a convolution's planes along the second, outputs or
-    inputs, which makes no difference. A column has a tap of a plane; pixels take the mean of their neighbourhood,
-    3 × 3.
-
-    Parameters, of the shape of a weight: see `costs`.
+    float32 tensor of the same shape
     """
     planes = alive.shape[1] if alive.ndim > 1 else 1
     there = alive.float().reshape(len(alive), planes, -1)

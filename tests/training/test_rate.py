@@ -85,7 +85,7 @@ def test_pixels_are_as_probable_as_their_neighbourhood(randn: Any) -> None:
 def test_costs_are_the_bits_of_the_place_the_sign_and_a_flag_within_bounds() -> None:
     alive = torch.zeros(50, 40, dtype=torch.bool)
     alive[:5, :8] = True
-    found = costs(alive)
+    found = costs(chances(alive))
     p = 0.2 * 0.1 / 0.02
     assert p > 0.6
     assert float(found[0, 0]) == 1.5  # log₂(0.4 / 0.6) + 2, but at least that
@@ -93,9 +93,9 @@ def test_costs_are_the_bits_of_the_place_the_sign_and_a_flag_within_bounds() -> 
     alive[:, 0] = True
     density = alive.float().mean()
     p = float(alive[20].float().mean() * alive[:, 3].float().mean() / density)
-    assert float(costs(alive)[20, 3]) == pytest.approx(math.log2((1 - p) / p) + 2, rel=1e-5)
+    assert float(costs(chances(alive))[20, 3]) == pytest.approx(math.log2((1 - p) / p) + 2, rel=1e-5)
     for extreme in (torch.zeros(3, 4), torch.ones(3, 4), torch.zeros(5), torch.zeros(2, 3, 2, 2)):
-        assert costs(extreme.bool()).isfinite().all()
+        assert costs(chances(extreme.bool())).isfinite().all()
 
 
 # ---------------------------------------------------------------- the gradient
@@ -112,7 +112,7 @@ def test_the_gradient_of_the_logarithm_of_a_step_is_that_of_the_reference(masked
     ((part() * slope).sum() + price * bits()).backward()
     step, latent = float(grid.scale), grid.laid_out(grid.latent.detach())
     q = latent / step
-    cost = costs(q.round() != 0)
+    cost = costs(chances(q.round() != 0))
     inside = q.abs() < 1
     steep = cost * q.sign() / math.log(2) * torch.where(inside, 1 / (1 + q.abs()), 1.5 / q.abs().clamp(min=1e-9))
     steep = torch.where(q == 0, 0, steep)
@@ -132,8 +132,15 @@ def test_bits_are_those_of_all_weights_whatever_shares_a_scale(randn: Any) -> No
     wanted = 0.0
     for part in parts:
         q = part.grid.latent / part.grid.blocks.spread(part.grid.scale)
-        wanted += float((costs(part.grid.offsets() != 0) * magnitude(q)).sum().detach())
+        wanted += float((costs(chances(part.grid.offsets() != 0)) * magnitude(q)).sum().detach())
     assert float(Rate(parts)().detach()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_without_context_all_weights_of_a_tensor_cost_alike(randn: Any) -> None:
+    part = WeightQuantizer(open_ended(randn(6, 10), 1.0, (6, 10)), "nearest")
+    p = float((part.grid.offsets() != 0).float().mean())
+    wanted = (math.log2((1 - p) / p) + 2) * float(magnitude(part.steps()).sum().detach())
+    assert float(Rate([part], context=False)().detach()) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_costs_stay_until_one_looks_again(randn: Any) -> None:
