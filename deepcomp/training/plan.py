@@ -55,8 +55,8 @@ class Plan:
         λ, what the loss gets for each bit that weights on grids will take, in its own unit: nats an item for
         cross-entropy. See `training.rate`.
     context : bool
-        Whether bits depend on what is alive around a weight, as the context coder has it, or only on how many weights of
-        its tensor are alive, as for other coders.
+        Whether bits depend on what is alive around a weight, as the context coder has it; if not, on how many weights
+        of its tensor are alive, as for other coders.
     ramp : float
         Share of the training in which the price rises linearly from 0.
     warmup : float

@@ -137,7 +137,7 @@ def test_bits_are_those_of_all_weights_whatever_shares_a_scale(randn: Any) -> No
 
 
 def test_without_context_all_weights_of_a_tensor_cost_alike(randn: Any) -> None:
-    part = WeightQuantizer(open_ended(randn(6, 10), 1.0, (6, 10)), "nearest")
+    part = WeightQuantizer(open_ended(randn(6, 10), 2.0, (6, 10)), "nearest")
     p = float((part.grid.offsets() != 0).float().mean())
     wanted = (math.log2((1 - p) / p) + 2) * float(magnitude(part.steps()).sum().detach())
     assert float(Rate([part], context=False)().detach()) == pytest.approx(wanted, rel=1e-5)
