@@ -9,6 +9,7 @@ the same symbols give the files in `--folder` to `benchmarks/coder.py`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -27,6 +28,7 @@ from torch.utils.data import Subset
 import deepcomp
 from deepcomp.model.data import Data
 from deepcomp.model.datasets import load_data
+from deepcomp.model.evaluate import evaluate
 
 HELD = 5000
 RECIPE = """
@@ -149,10 +151,11 @@ class Bench:
         first = len(mnist.train) - HELD
         train, held = Subset(mnist.train, range(first)), Subset(mnist.train, range(first, len(mnist.train)))
         self.data = Data(train, mnist.test, mnist.metric, validation=held)
+        self.held = Data(train, held, mnist.metric)
         self.weights = CHECKPOINTS / f"{subject.name}.safetensors"
-        epochs = "" if options.epochs is None else f"-{options.epochs}"
-        self.recipe = folder / f"{subject.name}{epochs}.toml"
-        self.recipe.write_text(subject.recipe(options.epochs))
+        text = subject.recipe(options.epochs)
+        self.recipe = folder / f"{subject.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.toml"
+        self.recipe.write_text(text)
 
     @cached_property
     def curves(self) -> list[list[Point]]:
@@ -170,6 +173,7 @@ class Bench:
                 data=self.data,
                 seed=seed,
                 pareto=curve,
+                max_drop=100.0,  # any, so that points tell the error on held-out images too
                 force=True,
                 resume=True,
             )
@@ -190,9 +194,9 @@ class Bench:
         for seed in range(self.options.seeds):
             out = self.folder / f"{self.recipe.stem}-{name}-seed={seed}.dcz"
             report = run(out, self.weights, self.recipe, self.data, settings=settings, seed=seed)
-            metric = report["metric"]
-            held, test = 100 - metric["validation"]["after"], 100 - metric["after"]
-            found.append(Point(self.subject.price, report["output_bytes"], report["ratio"], held, test))
+            held, test = evaluate(deepcomp.load(out), self.held), report["metric"]["after"]
+            price = settings.get("rate-train.price", self.subject.price)
+            found.append(Point(price, report["output_bytes"], report["ratio"], 100 - held.value, 100 - test))
         return found
 
 
