@@ -191,7 +191,7 @@ def test_a_curve_trains_each_beginning_once(tmp_path: Path, monkeypatch: pytest.
     epoch = loop._Run._train_epoch
     monkeypatch.setattr(loop._Run, "_train_epoch", lambda run: (epochs.append(run.plan.price), epoch(run))[1])
     text = (Path(deepcomp.__file__).parent / "recipes" / "smallest.toml").read_text()
-    recipe = tmp_path / "walk.toml"
+    recipe = tmp_path / "smallest.toml"
     text = text.replace("price = 1e-6", "price = 2e-5")
     recipe.write_text(text[: text.index("values = ")] + "values = [1e-5, 2e-5, 3e-5, 4e-5, 8e-5]\n")
     curve = tmp_path / "curve.json"
@@ -202,6 +202,8 @@ def test_a_curve_trains_each_beginning_once(tmp_path: Path, monkeypatch: pytest.
     deepcomp.compress(module, tmp_path / "x.dcz", recipe=str(recipe), data="digits", settings=settings, pareto=curve)
     assert sorted(epochs) == [1e-5, 1e-5, 2e-5, 3e-5, 4e-5, 8e-5]
     assert len(json.loads(curve.read_text())["points"]) == 5
+    compress(tmp_path / "alone.dcz")
+    assert (tmp_path / "alone.dcz").read_bytes() == (tmp_path / "x.dcz").read_bytes()
 
 
 def test_a_point_of_a_curve_is_the_file_made_alone(tmp_path: Path) -> None:
