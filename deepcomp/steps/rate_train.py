@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepcomp.entry import PARAMETER
-from deepcomp.errors import UsageError
+from deepcomp.errors import InputError, UsageError
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
 from deepcomp.training import Plan, train
@@ -44,8 +44,8 @@ class RateTrain(Plan, Step):
         The step of vectors at first: of biases, and the parameters of normalisations; 0: these stay as they are.
     first : float
         The price to begin with where it is below `price`. It is then doubled until `price` is reached, and each time
-        training starts from what the price before has left. Runs with other prices share their beginnings: with
-        `--pareto` all prices together cost little more than the last. 0: `price` at once.
+        training starts from what the price before has left. The files of a curve or a budget train once what they have
+        in common. 0: `price` at once.
     warm_epochs, warm_ramp : int, float
         `epochs` and `ramp` of the trainings behind the first.
     """
@@ -122,8 +122,16 @@ def _grid(net: Network, name: str) -> Grid | None:
 
 
 def _narrow(net: Network, name: str) -> int:
-    """Leave a grid the bits it needs; how many of its weights are not zero."""
+    """Leave a grid the bits it needs; how many of its weights are not zero.
+
+    Raises
+    ------
+    InputError
+        If the last step of training has left numbers that are not finite.
+    """
     grid = _grid(net, name)
     assert grid is not None
+    if not grid.dense().isfinite().all():
+        raise InputError(f"{name}: not finite after training; a lower rate or price may help")
     net.refine(name, lambda _values, _at: narrowed(grid))
     return int(grid.offsets().count_nonzero())

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import deepcomp
-from deepcomp.errors import UsageError
+from deepcomp.errors import InputError, UsageError
 from deepcomp.model.data import Data
 from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import evaluate
@@ -261,6 +261,15 @@ def test_settings_that_make_no_sense_are_refused_in_a_line(setting: dict[str, An
     with pytest.raises(UsageError, match=words) as found:
         RateTrain(**setting)
     assert "\n" not in str(found.value)
+
+
+def test_prices_beyond_all_numbers_end_in_a_line() -> None:
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    for settings in ({"epochs": 2}, {"epochs": 1, "batch": 1000, "ramp": 0.0}):
+        net = prepared(module, torch.randn(40, 6))
+        with pytest.raises(InputError, match="finite") as found:
+            trained(net, price=1e300, loss="mse", **settings)
+        assert "\n" not in str(found.value)
 
 
 def test_data_is_needed() -> None:
