@@ -109,7 +109,7 @@ class Network:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
 
-    def weights(self, layers: str = "*", skip: str = "") -> Iterator[tuple[str, Tensor]]:
+    def weights(self, layers: str = "*", skip: str = "", dims: int = 2) -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
 
         That is: tensors of 16 or more bits of floating point and two or more dimensions, once where
@@ -121,6 +121,8 @@ class Network:
         layers, skip : str
             Which to take and which to leave: name patterns (`fnmatch`) of tensors (`fc1.weight`) or
             layers (`fc1`), several separated by commas.
+        dims : int
+            How many dimensions they have at least; 1: vectors too.
 
         Raises
         ------
@@ -131,7 +133,7 @@ class Network:
         """
         for name in self.names(layers, skip):
             tensor, constant = self.tensors[name], self.roles.get(name) == CONSTANT
-            if name in self.tied or constant or tensor.ndim < 2 or not tensor.is_floating_point():
+            if name in self.tied or constant or tensor.ndim < dims or not tensor.is_floating_point():
                 continue
             if tensor.numel() == 0 or tensor.element_size() < 2:
                 continue

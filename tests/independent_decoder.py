@@ -271,13 +271,14 @@ def blocks_of(
 
 def scales(table: int, entries: list[int], count: int) -> list[int]:
     """Section 4.5, the scales as words of binary32."""
-    need(table in (0, 4, 5) and len(entries) == count, "the type or the number of scales")
+    need(table in (0, 1, 4, 5) and len(entries) == count, "the type or the number of scales")
     if table == 5:
         return [word_of(math.ldexp(1, e - (e >> 7 << 8)), 0) for e in entries]
     if table == 0:
         return [word_of(math.ldexp(8 + b % 8, b // 8 - 34), 0) for b in entries]
-    need(all(s >> 23 & 255 != 255 for s in entries), "a scale that is not finite")
-    return entries
+    words = [word_of(float_of(s, 1), 0) for s in entries] if table == 1 else entries
+    need(all(s >> 23 & 255 != 255 for s in words), "a scale that is not finite")
+    return words
 
 
 def product(scale: int, number: int, kind: int) -> int:

@@ -137,6 +137,7 @@ RIGHT = {
     "a grid of one block": grid("04 02 01 02 00 00"),
     "a grid of two blocks a channel": grid("04 02 00 02 04 00", scales=4),
     "a grid whose scale is a byte": tensor("00 020203 05 8e 04 02 01 02 00 00 0002 00 01", "0000 7f"),
+    "a grid whose scale is a half": tensor("00 020203 05 8e 04 02 01 02 00 00 0002 01 01", "0000 013e"),
     "a grid with a zero-point": grid("04 00 01 02 00 00", "0003"),
     "an input that is the output": graph("01 0178 00 0102 00 00"),
 }
@@ -162,6 +163,7 @@ WRONG = {
     "words in a table of binary32": tensor("00 0102 01 80 0402", ONE * 2),
     "words in a table of signed bytes": tensor("20 0102 01 80 0502", "0000"),
     "a codebook in a table of binary32": tensor("00 0102 02 88 0002 0401", f"0000 {ONE}"),
+    "a grid whose scale is an infinite half": tensor("00 020203 05 8e 04 02 01 02 00 00 0002 01 01", "0000 007c"),
     "words of a wider type": tensor("04 0101 01 81 00 0201", ONE),
     "words of another type of that width": tensor("04 0101 01 81 04 0101", "803f"),
     "words of integers": tensor("00 0101 01 81 10 0001", "01"),
@@ -200,3 +202,11 @@ def test_what_is_wrong_there_is_that_alone(right: str, tmp_path: Path):
     (tmp_path / "x.dcz").write_bytes(sealed(*RIGHT[right]))
     deepcomp.verify(tmp_path / "x.dcz")
     decode(sealed(*RIGHT[right]))
+
+
+def test_a_scale_of_binary16_is_that_number_to_both(tmp_path: Path):
+    (tmp_path / "x.dcz").write_bytes(sealed(*RIGHT["a grid whose scale is a half"]))
+    wanted = -(1.5 + 2**-10)  # 3e01; the integers are one below the middle
+    found = deepcomp.load_state_dict(tmp_path / "x.dcz")["w"]
+    assert found.flatten().tolist() == [wanted] * 6
+    assert decode((tmp_path / "x.dcz").read_bytes()).tensors[0].data == found.numpy().tobytes()

@@ -17,7 +17,9 @@ from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.quantize_activations import QuantizeActivations
 from deepcomp.steps.quantize_feedback import QuantizeFeedback
 from deepcomp.steps.quantize_levels import QuantizeLevels
+from deepcomp.steps.rate_train import RateTrain
 from deepcomp.steps.share import Share
+from deepcomp.steps.slim import Slim
 from deepcomp.steps.split_channels import SplitChannels
 from deepcomp.steps.step import Step
 from deepcomp.steps.store import Store
@@ -37,7 +39,9 @@ STEPS: dict[str, type[Step]] = {
         SplitChannels,
         Prune,
         PruneFilters,
+        Slim,
         Finetune,
+        RateTrain,
         Share,
         Quantize,
         QuantizeLevels,

@@ -21,6 +21,7 @@ from deepcomp.training.augment import augmentation
 from deepcomp.training.dropout import adjusted_dropout
 from deepcomp.training.losses import Loss, distillation, loss_function
 from deepcomp.training.plan import Plan
+from deepcomp.training.rate import EVERY, Rate
 from deepcomp.training.trainee import Trainee
 
 __all__ = ["split", "train", "validate"]
@@ -111,6 +112,8 @@ class _Run:
         self.items, self.held = split(self.data, plan.validation)
         self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 or self.data.metric is None else None
         self.augment = augmentation(plan.augment)
+        parts = self.trainee.grids("price") if plan.price else []
+        self.rate = Rate(parts, _picture(self.data), plan.context) if parts else None
         self.steps = math.ceil(len(self.items) / plan.batch)
         self.optimiser = _optimiser(plan, self.trainee)
         self.slot = net.checkpoints.slot(self._identity()) if net.checkpoints is not None else None
@@ -138,8 +141,10 @@ class _Run:
         total, seen = 0.0, 0
         for step, (inputs, targets) in enumerate(batches(self.items, self.plan.batch, order)):
             done = self.epoch * self.steps + step
+            if self.rate is not None and step % EVERY == 0:  # of each epoch: one that is resumed begins with it
+                self.rate.look()
             for group in self.optimiser.param_groups:
-                group["lr"] = group["share"] * self._rate(done)
+                group["lr"] = group["share"] * self._learning_rate(done)
             loss = self._step_loss(self.augment(inputs), targets)
             self.optimiser.zero_grad()
             (loss + self._penalty(done)).backward()  # type: ignore[no-untyped-call]
@@ -170,9 +175,12 @@ class _Run:
         return wanted
 
     def _penalty(self, step: int) -> Tensor | float:
-        """What weights off their grids cost by now."""
-        share = self.plan.penalty * step / (self.steps * self.plan.epochs)
-        return share * self.trainee.penalty(self.plan.shape) if self.plan.penalty else 0.0
+        """What weights off their grids cost by now, and the bits of those on them."""
+        plan, done = self.plan, self._done(step)
+        off = plan.penalty * done * self.trainee.penalty(plan.shape) if plan.penalty else 0.0
+        if self.rate is None:
+            return off
+        return off + plan.price * _risen(done, plan.ramp) * self.rate()
 
     def _validate(self) -> tuple[float, float]:
         """See `validate`."""
@@ -185,10 +193,14 @@ class _Run:
         if self.plan.choose == "last" or better >= self.best:
             self.best, self.chosen, self.state = better, self.epoch, self._copy()
 
-    def _rate(self, step: int) -> float:
-        done = step / (self.steps * self.plan.epochs)
+    def _done(self, step: int) -> float:
+        """The share of the training before a step."""
+        return step / (self.steps * self.plan.epochs)
+
+    def _learning_rate(self, step: int) -> float:
+        done = self._done(step)
         falls = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-        return self.plan.rate * falls[self.plan.schedule]
+        return self.plan.rate * _risen(done, self.plan.warmup) * falls[self.plan.schedule]
 
     def _seed(self) -> Tensor:
         """Seed everything random of this epoch; returns the order of the items."""
@@ -248,6 +260,17 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _risen(done: float, ramp: float) -> float:
+    """How far something has risen that rises linearly in a share of the training, 0 to 1."""
+    return min(done / ramp, 1.0) if ramp else 1.0
+
+
+def _picture(data: Data) -> tuple[int, ...]:
+    """Channels, height and width of the inputs; () where these are no pictures."""
+    inputs = example_inputs(data)
+    return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) and inputs.ndim == 4 else ()
 
 
 def _on(device: torch.device, targets: Any) -> Any:

@@ -51,6 +51,16 @@ class Plan:
         linearly from 0 to this.
     shape : {"distance", "sine"}
         Of the penalty; the sine's falls off half way between two levels.
+    price : float
+        λ, what the loss gets for each bit that weights on grids will take, in its own unit: nats an item for
+        cross-entropy. See `training.rate`.
+    context : bool
+        Whether bits depend on what is alive around a weight, as the context coder has it; if not, on how many weights
+        of its tensor are alive, as for other coders.
+    ramp : float
+        Share of the training in which the price rises linearly from 0.
+    warmup : float
+        Share of the training in which the learning rate rises linearly to what `schedule` says.
     frozen : float
         Share of the epochs, the last ones, in which scales, zero-points and the statistics of batch norms stay.
     validation : int
@@ -71,8 +81,9 @@ class Plan:
         Layer patterns, and the share of their inputs that is dropped while training. As all
         dropout, it is lowered with the layer's density (Han et al. 2015, eq. 1–2).
     augment : str
-        `none`, `flip-crop` (images: shifts up to an eighth and mirror images), or
-        `package.module:callable` of a function `(inputs) -> inputs` of a batch.
+        Of images `flip-crop` (shifts up to an eighth, and mirror images), `affine` (small rotations, stretches, shears
+        and shifts) or `elastic` (these, and the image bent smoothly); `none`; or `package.module:callable` of a
+        function `(inputs) -> inputs` of a batch.
     device : str
         `cpu`, `cuda`, or any other device torch knows.
     threads : int
@@ -90,6 +101,10 @@ class Plan:
     rounding: str = "nearest"
     penalty: float = 0.0
     shape: str = "distance"
+    price: float = 0.0
+    context: bool = True
+    ramp: float = 0.4
+    warmup: float = 0.0
     frozen: float = 0.0
     validation: int = 5000
     choose: str = "best"
@@ -120,11 +135,15 @@ class Plan:
             ("decay", 0, math.inf),
             ("scales", 0, math.inf),
             ("penalty", 0, math.inf),
+            ("ramp", 0, 1),
+            ("warmup", 0, 1),
             ("frozen", 0, 1),
             ("distill", 0, 1),
         ):
             if not least <= getattr(self, key) <= most:
                 raise UsageError(f"{key} = {getattr(self, key)}: {least} to {most} expected")
+        if not 0 <= self.price < math.inf:
+            raise UsageError(f"price = {self.price}: a number expected, 0 or more")
         if not self.temperature > 0:
             raise UsageError(f"temperature = {self.temperature}: more than 0 expected")
         for layer, share in self.dropout.items():

@@ -76,6 +76,10 @@ class WeightQuantizer(nn.Module):
         levels = quantizer.integers(grid.latent, scale, zero_point) - quantizer.whole(zero_point)
         return PENALTIES[kind](grid.latent - scale * levels, scale).sum()
 
+    def steps(self) -> Tensor:
+        """The dense weight in steps of its scale, not rounded; zeros where a mask has none."""
+        return self.grid.laid_out(self.grid.latent / self._spread()[0])
+
     @torch.no_grad()
     def settle(self) -> None:
         """Let the grid have the scales and zero-points that have been learnt."""

@@ -96,12 +96,22 @@ class Trainee(nn.Module):
         Raises
         ------
         UsageError
-            If none lies on one.
+            See `grids`.
         """
-        grids = [part for part in self.forms if isinstance(part, WeightQuantizer)]
-        if not grids:
-            raise UsageError("penalty: no weight lies on a grid")
-        return torch.stack([part.penalty(kind) for part in grids]).sum()
+        return torch.stack([part.penalty(kind) for part in self.grids("penalty")]).sum()
+
+    def grids(self, what: str) -> list[WeightQuantizer]:
+        """The weights on grids that train.
+
+        Raises
+        ------
+        UsageError
+            If there are none, naming what needs them.
+        """
+        found = [part for part in self.forms if isinstance(part, WeightQuantizer) and part.grid.latent.requires_grad]
+        if not found:
+            raise UsageError(f"{what}: no weight lies on a grid, of those that train")
+        return found
 
     def densities(self) -> dict[str, float]:
         """Share of weights left by pruning, by name, of those that are pruned."""

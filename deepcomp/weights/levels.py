@@ -10,11 +10,12 @@ from torch import Tensor
 from deepcomp.quantizer import SMALLEST_SCALE, Quantizer
 from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.grid import Grid
-from deepcomp.weights.scales import SHORT, significant
+from deepcomp.weights.scales import HALF, SHORT, significant
 
-__all__ = ["Levels", "fine_grid"]
+__all__ = ["Levels", "fine_grid", "narrowed", "open_ended", "widened"]
 
 _BITS = 16
+_REACH = 8192  # steps that any value is within, when a grid is made
 
 
 class Levels:
@@ -42,14 +43,12 @@ class Levels:
 
     def grid(self, q: Tensor) -> Grid:
         """The grid with other integers, given in the weight's shape; of no more bits than a fine one needs for them."""
-        old, bits = self._grid, self._grid.bits
+        old = self._grid
         scale, zero_point = old.scale.detach(), old.zero_point.detach()
         values = (q * old.blocks.spread(scale.double())).float()
-        if bits == _BITS:
-            bits = max(2, int(q.abs().max()).bit_length() + 1)
-            zero_point = torch.full_like(zero_point, Quantizer(bits, True).top // 2)
         held = values if old.at is None else values.reshape(-1)[old.at]
-        return Grid(held, scale, zero_point, bits, old.symmetric, old.blocks, old.at, old.dtype)
+        grid = Grid(held, scale, zero_point, old.bits, old.symmetric, old.blocks, old.at, old.dtype)
+        return narrowed(grid) if old.bits == _BITS else grid
 
 
 def fine_grid(weight: Tensor, steps: Tensor, axis: int, at: Tensor | None = None) -> Grid:
@@ -70,3 +69,36 @@ def fine_grid(weight: Tensor, steps: Tensor, axis: int, at: Tensor | None = None
     scale = significant(coarse, SHORT).clamp_min(SMALLEST_SCALE)
     values = weight.float() if at is None else weight.float().reshape(-1)[at]
     return Grid(values, scale, torch.full_like(scale, quantizer.top // 2), _BITS, True, blocks, at, weight.dtype)
+
+
+def open_ended(values: Tensor, step: float, shape: tuple[int, ...], at: Tensor | None = None) -> Grid:
+    """A grid of one scale with integers for everything, the scale as float16 has it.
+
+    Parameters
+    ----------
+    values : Tensor
+        A weight of that shape, or under a mask the values at its flat positions `at`.
+    step : float
+        The scale, positive; more where there are values too large for its integers.
+    """
+    furthest = float(values.abs().max()) if values.numel() else 0.0
+    scale = significant(torch.tensor([max(step, furthest / _REACH, SMALLEST_SCALE)]), HALF)
+    middle = torch.full_like(scale, Quantizer(_BITS, symmetric=True).top // 2)
+    return Grid(values, scale, middle, _BITS, True, Blocks(shape), at, values.dtype)
+
+
+def widened(grid: Grid) -> Grid:
+    """A symmetric grid with integers for everything."""
+    return _of_bits(grid, _BITS)
+
+
+def narrowed(grid: Grid) -> Grid:
+    """A symmetric grid with no more bits than the integers of its weights need."""
+    furthest = grid.offsets().abs().max() if grid.latent.numel() else 0
+    return _of_bits(grid, max(2, int(furthest).bit_length() + 1))
+
+
+def _of_bits(grid: Grid, bits: int) -> Grid:
+    scale = grid.scale.detach()
+    middle = torch.full_like(scale, Quantizer(bits, symmetric=True).top // 2)
+    return Grid(grid.latent, scale, middle, bits, True, grid.blocks, grid.at, grid.dtype)

@@ -81,6 +81,29 @@ def test_flip_crop_shifts_by_at_most_an_eighth_and_mirrors():
         augmentation("flip-crop")(torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("name", ["affine", "elastic"])
+def test_warped_images_stay_near_themselves_and_differ_from_each_other(name):
+    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    blob = torch.exp(-((x - 13.5) ** 2 + (y - 13.5) ** 2) / 20)
+    images = blob.expand(200, 2, 28, 28)
+    seen = augmentation(name)(images)
+    assert seen.shape == images.shape
+    assert torch.equal(seen[:, 0], seen[:, 1])  # channels move together
+    assert len({tuple(image.flatten().tolist()) for image in seen[:20, 0]}) == 20
+    mass = seen[:, 0].sum((1, 2))
+    centres = torch.stack([(seen[:, 0] * place).sum((1, 2)) / mass for place in (y, x)])
+    assert float((centres - 13.5).abs().max()) < (2.5 if name == "affine" else 5)
+    assert float((centres - 13.5).abs().mean()) > 0.3
+    assert float(seen.mean() / images.mean()) == pytest.approx(1, abs=0.1)
+    torch.manual_seed(5)
+    once = augmentation(name)(images)
+    torch.manual_seed(5)
+    assert torch.equal(augmentation(name)(images), once)
+    assert augmentation(name)(images.double()).dtype == torch.float64
+    with pytest.raises(InputError, match=f"augment = {name}: inputs .* images"):
+        augmentation(name)(torch.zeros(3, 4))
+
+
 def test_a_scan_prunes_one_layer_at_a_time_and_changes_nothing(net, tmp_path):
     before = {name: tensor.clone() for name, tensor in net.tensors.items()}
     said = Prune(tolerance=5.0, plot=str(tmp_path / "scan.svg")).run(net)

@@ -12,7 +12,10 @@ def test_scales_come_back_to_the_bit(scales):
     assert np.array_equal(unpack_scales(pack_scales(scale)), scale)
 
 
-@pytest.mark.parametrize(("scales", "bytes_each"), [([0.25, 2.0], 1), ([0.3125, 1.5], 1), ([0.3], 4), ([-0.5, 0.0], 4)])
+@pytest.mark.parametrize(
+    ("scales", "bytes_each"),
+    [([0.25, 2.0], 1), ([0.3125, 1.5], 1), ([0.3], 4), ([-0.5, 0.0], 2), ([1.0009765625, 1024.0], 2), ([1.5, 1e5], 4)],
+)
 def test_scales_take_the_narrowest_type_that_holds_them(scales, bytes_each):
     scale = np.array(scales, np.float32)
     assert pack_scales(scale).itemsize == bytes_each

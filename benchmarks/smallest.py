@@ -1,0 +1,278 @@
+"""The smallest LeNets: the recipe `smallest` beside published files, and what each of its ideas is worth.
+
+`benchmarks/smallest.py [SECTION …] [NETWORK …]`; sections are `curve` and `ideas`. Trained on MNIST's images 0 to
+54,999 from the weights in `checkpoints/`; whatever is chosen is chosen on images 55,000 to 59,999, and test errors are
+shown beside it. Bytes are of the whole file: weights, biases, steps, names, operations, checksums. For other coders of
+the same symbols give the files in `--folder` to `benchmarks/coder.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import CHECKPOINTS, run
+from timing import check, data_folder, finish, heading, machine, table
+from torch.utils.data import Subset
+
+import deepcomp
+from deepcomp.model.data import Data
+from deepcomp.model.datasets import load_data
+from deepcomp.model.evaluate import evaluate
+
+HELD = 5000
+RECIPE = """
+{slim}
+
+[[step]]
+do = "rate-train"
+price = {price}
+first = {first}
+epochs = {epochs}
+warm_epochs = {warm_epochs}
+rate = {rate}
+augment = "{augment}"
+
+[[step]]
+do = "code"
+
+[dial]
+set = "rate-train.price"
+values = {prices}
+"""
+SLIM = '[[step]]\ndo = "slim"\nunits = { conv1 = 8, conv2 = 16, fc1 = 64 }'
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and how it is trained.
+
+    Attributes
+    ----------
+    name : str
+    price : float
+        At which ideas are taken away one by one.
+    prices : tuple of float
+        Of the curve, doubling: each starts from what the one before has left.
+    settings : dict
+        Of the recipe.
+    published : dict of str to (float, float)
+        How many times smaller than in 32 bits, and test error in percent.
+    """
+
+    name: str
+    price: float
+    prices: tuple[float, ...]
+    settings: dict[str, Any]
+    published: dict[str, tuple[float, float]]
+
+    def recipe(self, epochs: int | None) -> str:
+        own = self.settings if epochs is None else {**self.settings, "epochs": epochs, "warm_epochs": epochs}
+        first, prices = self.prices[0], list(self.prices)
+        return RECIPE.format(price=self.price, first=first, prices=prices, **own)
+
+    def ideas(self) -> dict[str, dict[str, Any]]:
+        """What to change in the recipe, which trains for one price alone."""
+        images = {"none": "as they are", "affine": "mapped by matrices", "elastic": "bent"}
+        others = {f"images {how}": {"rate-train.augment": a} for a, how in images.items()}
+        del others[f"images {images[self.settings['augment']]}"]
+        return {
+            "as it is": {},
+            "steps stay as they were at first": {"rate-train.scales": 0.0},
+            "bits by tensor, not by place": {"rate-train.context": False},
+            "the whole price from the start": {"rate-train.ramp": 0.0},
+            "vectors in 32 bits": {"rate-train.vectors": 0.0},
+            "from a quarter of the price, by warm starts": {"rate-train.first": self.price / 4},
+            "a teacher, half of the loss": {"rate-train.distill": 0.5},
+            **others,
+            **({"all units alive at first": {"slim.units": 1 << 20}} if self.settings["slim"] else {}),
+            "no price, steps learnt alone": {"rate-train.price": 0.0},
+            "Huffman, rANS": {"code.coder": "fast"},
+        }
+
+
+SUBJECTS = {
+    "lenet-300-100": Subject(
+        "lenet-300-100",
+        1.2e-6,
+        (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
+        {"slim": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none"},
+        {
+            "Deep Compression (Han et al. 2016)": (40, 1.58),
+            "soft weight-sharing (Ullrich et al. 2017), from memory": (64, 1.94),
+            "Bayesian Compression (Louizos et al. 2017), from memory": (113, 2.0),
+            "entropy-penalised reparametrisation (Oktay et al. 2020)": (124, 1.9),
+        },
+    ),
+    "lenet-5": Subject(
+        "lenet-5",
+        4e-6,
+        (1e-6, 2e-6, 4e-6, 8e-6, 1.6e-5),
+        {"slim": SLIM, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic"},
+        {
+            "Deep Compression (Han et al. 2016)": (39, 0.74),
+            "soft weight-sharing (Ullrich et al. 2017), quoted": (162, 0.97),
+            "Bayesian Compression (Louizos et al. 2017)": (771, 1.0),
+            "MIRACLE (Havasi et al. 2019)": (555, 0.69),
+            "the same, smaller": (1110, 0.96),
+            "entropy-penalised reparametrisation (Oktay et al. 2020)": (606, 1.0),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A file: its price, its bytes, the ratio, and errors in percent on the held-out and on the test images."""
+
+    price: float
+    bytes: int
+    ratio: float
+    held: float
+    test: float
+
+
+class Bench:
+    """One network, its images, and the folder of its files."""
+
+    def __init__(self, subject: Subject, folder: Path, options: argparse.Namespace) -> None:
+        self.subject, self.folder, self.options = subject, folder, options
+        mnist = load_data("mnist", data_folder())
+        first = len(mnist.train) - HELD
+        train, held = Subset(mnist.train, range(first)), Subset(mnist.train, range(first, len(mnist.train)))
+        self.data = Data(train, mnist.test, mnist.metric, validation=held)
+        self.held = Data(train, held, mnist.metric)
+        self.weights = CHECKPOINTS / f"{subject.name}.safetensors"
+        text = subject.recipe(options.epochs)
+        self.recipe = folder / f"{subject.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.toml"
+        self.recipe.write_text(text)
+
+    @cached_property
+    def curves(self) -> list[list[Point]]:
+        """For each seed the points of one walk along the prices, from large files to small ones."""
+        return [self._curve(seed) for seed in range(self.options.seeds)]
+
+    def _curve(self, seed: int) -> list[Point]:
+        curve = self.folder / f"{self.recipe.stem}-{seed}.curve.json"
+        if not curve.is_file():
+            deepcomp.compress(
+                self.weights,
+                curve.with_suffix(".dcz"),
+                recipe=self.recipe,
+                model=self.subject.name,
+                data=self.data,
+                seed=seed,
+                pareto=curve,
+                max_drop=100.0,  # any, so that points tell the error on held-out images too
+                force=True,
+                resume=True,
+            )
+        return [
+            Point(
+                point["value"],
+                point["bytes"],
+                point["ratio"],
+                100 - point["validation"]["after"],
+                100 - point["quality"],
+            )
+            for point in json.loads(curve.read_text())["points"]
+        ]
+
+    def idea(self, settings: dict[str, Any]) -> list[Point]:
+        """A file a seed, with other settings."""
+        found, name = [], "-".join(f"{key}={value}" for key, value in settings.items())
+        for seed in range(self.options.seeds):
+            out = self.folder / f"{self.recipe.stem}-{name}-seed={seed}.dcz"
+            report = run(out, self.weights, self.recipe, self.data, settings=settings, seed=seed)
+            held, test = evaluate(deepcomp.load(out), self.held), report["metric"]["after"]
+            price = settings.get("rate-train.price", self.subject.price)
+            found.append(Point(price, report["output_bytes"], report["ratio"], 100 - held.value, 100 - test))
+        return found
+
+
+def curve(bench: Bench) -> None:
+    """Our files along the price, and the smallest that is no worse on held-out images than each published one."""
+    subject = bench.subject
+    heading(f"{subject.name}: prices, {bench.options.seeds} seeds; mean (least to most)")
+    columns = ["price", "bytes", "ratio", "held-out error, %", "test error, %"]
+    by_price = {price: [_at(points, price) for points in bench.curves] for price in subject.prices}
+    table(columns, [[f"{price:g}", *_cells(points)] for price, points in by_price.items()])
+    heading(f"{subject.name}: of each seed the smallest file whose held-out error is at most the published test error")
+    rows = []
+    for who, (ratio, error) in subject.published.items():
+        fitting = [[point for point in points if point.held <= error] for points in bench.curves]
+        chosen = [min(points, key=lambda point: point.bytes) for points in fitting if points]
+        rows.append([who, f"{ratio} ×", f"{error} %", *(_cells(chosen) if chosen else ["none"] * 4)])
+        ours = min((point.ratio for point in chosen), default=0.0) if all(fitting) else 0.0
+        check(f"ratio at {error} %, least, beside {who.partition(' (')[0]}", ours, ratio, at_most=False, unit=" ×")
+    print()
+    table(["published", "ratio", "test error", "our bytes", "ratio", "held-out error, %", "test error, %"], rows)
+
+
+def ideas(bench: Bench) -> None:
+    """One price, one idea changed at a time."""
+    subject, seeds = bench.subject, bench.options.seeds
+    heading(f"{subject.name} at a price of {subject.price:g}, one thing changed at a time; {seeds} seeds")
+    rows = []
+    for what, changed in subject.ideas().items():
+        rows.append([what, *_cells(bench.idea({"rate-train.first": 0.0, **changed}))])
+    table(["", "bytes", "ratio", "held-out error, %", "test error, %"], rows)
+
+
+SECTIONS = {"curve": curve, "ideas": ideas}
+
+
+def _at(points: Sequence[Point], price: float) -> Point:
+    return next(point for point in points if point.price == price)
+
+
+def _cells(points: Sequence[Point]) -> list[str]:
+    return [
+        _spread([point.bytes for point in points], ",.0f"),
+        f"{_spread([point.ratio for point in points], '.0f')} ×",
+        _spread([point.held for point in points], ".2f"),
+        _spread([point.test for point in points], ".2f"),
+    ]
+
+
+def _spread(found: Sequence[float], form: str) -> str:
+    mean, least, most = (format(value, form) for value in (statistics.fmean(found), min(found), max(found)))
+    return mean if len(found) == 1 else f"{mean} ({least} to {most})"
+
+
+def main() -> int:
+    """Train and measure."""
+    parser = argparse.ArgumentParser(description="The smallest LeNets.")
+    parser.add_argument("what", nargs="*", help=f"{', '.join((*SECTIONS, *SUBJECTS))} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="orders of the training images (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, help="of each training, for a quick look (default: as the recipe has them)"
+    )
+    parser.add_argument("--folder", type=Path, help="where files are kept, and found again")
+    options = parser.parse_args()
+    if unknown := set(options.what) - {*SECTIONS, *SUBJECTS}:
+        parser.error(f"{min(unknown)}: {', '.join((*SECTIONS, *SUBJECTS))} expected")
+    torch.set_num_threads(1)
+    machine()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in [name for name in options.what if name in SUBJECTS] or SUBJECTS:
+            bench = Bench(SUBJECTS[name], folder, options)
+            for section in [section for section in options.what if section in SECTIONS] or SECTIONS:
+                SECTIONS[section](bench)
+    return finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

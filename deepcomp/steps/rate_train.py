@@ -1,0 +1,137 @@
+"""Training for the loss and for the bits of the file together (rate-penalised training)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from deepcomp.entry import PARAMETER
+from deepcomp.errors import InputError, UsageError
+from deepcomp.network import Network
+from deepcomp.steps.step import Step
+from deepcomp.training import Plan, train
+from deepcomp.weights import Grid, Mask
+from deepcomp.weights.levels import narrowed, open_ended, widened
+
+__all__ = ["RateTrain"]
+
+
+@dataclass
+class RateTrain(Plan, Step):
+    """Train weights, the steps they are rounded by, and how many bits they take, all at once.
+
+    Every weight goes on a grid with one scale a tensor and as many integers as it needs, biases too. While it trains,
+    the loss has λ times the bits that the weights will take added to it, by how large they are and by what else is
+    alive in their rows, columns and kernels (`training.rate`). So most weights die, whole rows and columns first, and
+    steps become as coarse as the loss allows. The context coder is made for what is left: put `code` behind.
+
+    What is on a symmetric grid already keeps its scales to start with, and what is masked stays zero. So the step
+    continues one before it, `quantize-feedback`, or `slim`. Needs data; the other settings are those of
+    `training.Plan`. The last epoch is kept: earlier ones are better, and larger.
+
+    Attributes
+    ----------
+    price : float
+        λ: what a bit costs, in the unit of the loss, nats an item for cross-entropy.
+    coarse : float
+        The step of a weight at first, in standard deviations.
+    vectors : float
+        The step of vectors at first: of biases, and the parameters of normalisations; 0: these stay as they are.
+    first : float
+        The price to begin with where it is below `price`. It is then doubled until `price` is reached, and each time
+        training starts from what the price before has left. The files of a curve or a budget train once what they have
+        in common. 0: `price` at once.
+    warm_epochs, warm_ramp : int, float
+        `epochs` and `ramp` of the trainings behind the first.
+    """
+
+    do: ClassVar[str] = "rate-train"
+
+    epochs: int = 20
+    optimiser: str = "adam"
+    rate: float = 1.5e-3
+    scales: float = 5.0
+    price: float = 1e-6
+    warmup: float = 0.04
+    choose: str = "last"
+    coarse: float = 1.0
+    vectors: float = 0.1
+    first: float = 0.0
+    warm_epochs: int = 8
+    warm_ramp: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("first", 0), ("vectors", 0), ("warm_epochs", 0)):
+            if not least <= getattr(self, key) < math.inf:
+                raise UsageError(f"{key} = {getattr(self, key)}: a number expected, 0 or more")
+        if not 0 < self.coarse < math.inf:
+            raise UsageError(f"coarse = {self.coarse}: a number expected, more than 0")
+        if not 0 <= self.warm_ramp <= 1:
+            raise UsageError(f"warm_ramp = {self.warm_ramp}: 0 to 1 expected")
+        if self.choose != "last":
+            raise UsageError(f"choose = {self.choose!r}: last expected, the best epoch is one that bits cost little in")
+
+    def run(self, net: Network) -> dict[str, Any]:
+        names = list(self._put_on_grids(net))
+        for plan in self._plans():
+            said = train(net, plan, f"{self.do} at {plan.price:.3g}", self.layers, self.skip)
+        alive = sum(_narrow(net, name) for name in names)
+        weights = sum(net.tensors[name].numel() for name in names)
+        prices = [plan.price for plan in self._plans()]
+        return {"tensors": len(names), "weights": weights, "density": alive / max(weights, 1), "prices": prices, **said}
+
+    def _plans(self) -> Iterator[Plan]:
+        """How to train, for one price after the other."""
+        common = {field.name: getattr(self, field.name) for field in dataclasses.fields(Plan)}
+        price = min(self.first or self.price, self.price)
+        yield Plan(**{**common, "price": price})
+        while price < self.price:
+            price = min(2 * price, self.price)
+            yield Plan(**{**common, "price": price, "epochs": self.warm_epochs, "ramp": self.warm_ramp})
+
+    def _put_on_grids(self, net: Network) -> Iterator[str]:
+        """Give each weight a grid of as many integers as it may need; the names of those that have one."""
+        for name, weight in net.weights(self.layers, self.skip, dims=1 if self.vectors else 2):
+            if net.roles.get(name, PARAMETER) == PARAMETER:
+                net.refine(name, self._maker(_grid(net, name), tuple(weight.shape)))
+                yield name
+
+    def _maker(self, old: Grid | None, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor | None], Grid]:
+        """What makes the grid of a weight of that shape, which may have one; see `Network.refine`."""
+
+        def make(values: Tensor, at: Tensor | None) -> Grid:
+            if old is not None and old.symmetric:
+                return widened(old)
+            spread = float(values.double().std(correction=0).nan_to_num()) if len(shape) > 1 else 0.0
+            return open_ended(values, self.coarse * spread or self.vectors, shape, at)
+
+        return make
+
+
+def _grid(net: Network, name: str) -> Grid | None:
+    """The grid that a weight lies on, or what a mask leaves of it."""
+    form = net.form(name)
+    values = form.inner if isinstance(form, Mask) else form
+    return values if isinstance(values, Grid) else None
+
+
+def _narrow(net: Network, name: str) -> int:
+    """Leave a grid the bits it needs; how many of its weights are not zero.
+
+    Raises
+    ------
+    InputError
+        If the last step of training has left numbers that are not finite.
+    """
+    grid = _grid(net, name)
+    assert grid is not None
+    if not grid.dense().isfinite().all():
+        raise InputError(f"{name}: not finite after training; a lower rate or price may help")
+    net.refine(name, lambda _values, _at: narrowed(grid))
+    return int(grid.offsets().count_nonzero())

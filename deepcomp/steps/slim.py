@@ -1,0 +1,77 @@
+"""Slim starts: of each layer a few units are left, and training makes do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from deepcomp.errors import UsageError
+from deepcomp.model.layers import Layer
+from deepcomp.network import Network, per_layer
+from deepcomp.steps.step import Step
+from deepcomp.weights import Mask
+
+__all__ = ["Slim"]
+
+
+@dataclass
+class Slim(Step):
+    """Mask all output channels of a layer but the strongest, those with the most energy, and their biases.
+
+    The network keeps its shape, and a masked channel is zero from then on. What reads it is left as it is: `rate-train`
+    removes what nothing depends on, and the context coder stores dead rows and columns for next to nothing.
+    `prune-filters` takes channels out of the network instead.
+
+    Put this step behind `fold-bn` and `store`, and before weights are quantised.
+
+    Attributes
+    ----------
+    units : int or table
+        Channels left, at least 1, or by layer pattern; layers that a table does not name, and those with fewer, are
+        left as they are.
+    """
+
+    do: ClassVar[str] = "slim"
+
+    units: int | dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for units in self.units.values() if isinstance(self.units, dict) else (self.units,):
+            if units < 1:
+                raise UsageError(f"slim.units = {units}: 1 or more expected")
+
+    def run(self, net: Network) -> dict[str, Any]:
+        net.require(*self.units if isinstance(self.units, dict) else ())
+        alive = {}
+        for layer, units in self._chosen(net):
+            blocks = layer.blocks(_value(net, layer.weight))
+            energy = blocks.double().square().sum((2, 3)).reshape(-1)
+            keep = energy.argsort(descending=True, stable=True).argsort() < units
+            _mask(net, layer.weight, layer.unblocked(layer.by_output(keep).expand_as(blocks)))
+            if layer.bias is not None:
+                _mask(net, layer.bias, keep)
+            alive[layer.weight] = units
+        return {"alive": alive}
+
+    def _chosen(self, net: Network) -> Iterator[tuple[Layer, int]]:
+        """The layers that get fewer channels, and how many."""
+        names = {name for name, _ in net.weights(self.layers, self.skip)}
+        for layer in net.layers(self.do):
+            units = per_layer(self.units, layer.weight)
+            if layer.weight in names and layer.makes is not None and units is not None and units < layer.outputs:
+                yield layer, units
+
+
+def _value(net: Network, name: str) -> Tensor:
+    """A weight as the steps before left it."""
+    form = net.form(name)
+    return net.tensors[name].detach() if form is None else form.dense()
+
+
+def _mask(net: Network, name: str, keep: Tensor) -> None:
+    """Keep some elements of a weight; what is masked already stays so."""
+    value = _value(net, name)
+    net.store(name, Mask.nonzero(value, keep & (value != 0) if isinstance(net.form(name), Mask) else keep))
