@@ -5,7 +5,7 @@ does not store how many symbols it holds: who keeps it knows. Every stream begin
 
     bits 0-3    method: 0 constant, 1 fixed, 2 huffman, 3 rans, 4 context
     bit 4       wide: the method codes tokens, raw bits follow (`tokens`)
-    bits 5-7    zero
+    bits 5-7    zero; of a context stream see there
 
 If wide, a varint follows: the bytes of raw bits, which stand at the very end. Then the method's part:
 
@@ -49,6 +49,7 @@ CODERS = ("auto", "fixed", "huffman", "rans", "context", "smallest")
 
 _CONSTANT, _FIXED, _HUFFMAN, _RANS, _CONTEXT = range(5)
 _WIDE = 0x10
+_SHORT = 5  # where the bits stand of what the first byte of a context stream says besides
 _VALUES = 1 << 32
 _BLOCK = 1 << 20  # symbols counted at a time
 _SAMPLE = 1 << 15  # symbols counted to recognise noise
@@ -128,7 +129,8 @@ def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before
     size, largest = sum(map(len, usual)), int(symbols.max())
     if largest == symbols.min() or (coder == "smallest" and largest >= context.LIMIT):
         return usual
-    found: Parts = [bytes([_CONTEXT]), context.encode(symbols, shape, before, _context_pays(len(symbols), size))]
+    short, stream = context.encode(symbols, shape, before, _context_pays(len(symbols), size))
+    found: Parts = [bytes([_CONTEXT | short << _SHORT]), stream]
     return found if coder == "context" or sum(map(len, found)) < size else usual
 
 
@@ -234,8 +236,10 @@ def decode(
         If the data are not a stream of `count` symbols.
     """
     cursor = Cursor(data, offset, "symbol stream")
-    head = cursor.byte()
+    short, head = divmod(cursor.byte(), 1 << _SHORT)
     method = head & ~_WIDE
+    if short and head != _CONTEXT:
+        cursor.fail(f"method {head} with {short} in bits that must be zero")
     if method > _CONTEXT or head == _CONTEXT | _WIDE:
         cursor.fail(f"method {head}, at most {_CONTEXT} expected,")
     if not count and head:
@@ -243,7 +247,7 @@ def decode(
     if head == _CONTEXT:
         from deepcomp.entropy import context
 
-        return context.decode(cursor, count, shape, rows_of, _context_pays(count, cursor.left))
+        return context.decode(cursor, short, count, shape, rows_of, _context_pays(count, cursor.left))
     fast = jit.pays(count * _DECODE_SECONDS[method])
     if not head & _WIDE:
         return _decode_method(method, cursor, count, fast)
@@ -278,11 +282,12 @@ def live_rows(
         If the data do not begin as a stream.
     """
     cursor = Cursor(data, offset, "symbol stream")
-    if cursor.byte() != _CONTEXT or not count:
+    short, head = divmod(cursor.byte(), 1 << _SHORT)
+    if head != _CONTEXT or not count:
         return None
     from deepcomp.entropy import context
 
-    return context.live_rows(cursor, count, shape)
+    return context.live_rows(cursor, short, count, shape)
 
 
 def _context_pays(count: int, size: int) -> bool:
