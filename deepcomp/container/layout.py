@@ -80,12 +80,14 @@ def unpack_index(raw: bytes, offset: int, what: str) -> tuple[list[Record], byte
         records = _listed(wire.Cursor(cursor.take(cursor.left), offset + 1, f"{what}: index"))
     elif coding == DEFLATED:
         size = cursor.varint(min(INDEX_LIMIT, _DEFLATE_LIMIT * len(raw)))
-        plain, rest = _inflate(cursor, LISTED, size)
-        if len(plain) != size or rest:
+        plain, whole, rest = _inflate(cursor, LISTED, size)
+        if len(plain) != size or not whole or rest:
             raise FormatError(f"{what}: index does not inflate to the {size} bytes it declares, at byte {offset}")
         records = _listed(wire.Cursor(plain, 0, f"{what}: inflated index"))
     elif coding == COLUMNS:
-        plain, behind = _inflate(cursor, IN_COLUMNS, min(INDEX_LIMIT, _DEFLATE_LIMIT * len(raw)))
+        plain, whole, behind = _inflate(cursor, IN_COLUMNS, INDEX_LIMIT)
+        if not whole:
+            raise FormatError(f"{what}: index does not inflate to {INDEX_LIMIT} bytes at most, at byte {offset}")
         records = _in_columns(wire.Cursor(plain, 0, f"{what}: inflated index"))
     else:
         cursor.fail(f"index coding {coding} found, at most {COLUMNS} expected")
@@ -93,17 +95,15 @@ def unpack_index(raw: bytes, offset: int, what: str) -> tuple[list[Record], byte
     return records, behind
 
 
-def _inflate(cursor: wire.Cursor, dictionary: bytes, limit: int) -> tuple[bytes, bytes]:
-    """What a deflate stream of at most so many bytes holds, and what stands behind it."""
-    inflate = zlib.decompressobj(-15, dictionary)
-    data = cursor.take(cursor.left)
+def _inflate(cursor: wire.Cursor, dictionary: bytes, limit: int) -> tuple[bytes, bool, bytes]:
+    """What the rest of an index inflates to, whether that is all and not too much, and what stands behind it."""
+    inflate, offset = zlib.decompressobj(-15, dictionary), cursor.position
     try:
-        plain = inflate.decompress(data, limit + 1)
+        plain = inflate.decompress(cursor.take(cursor.left), limit + 1)
     except zlib.error as error:
+        cursor.position = offset
         cursor.fail(f"does not inflate ({error})")
-    if not inflate.eof or len(plain) > limit:
-        cursor.fail(f"does not inflate to at most {limit} bytes")
-    return plain, inflate.unused_data
+    return plain, inflate.eof and len(plain) <= limit, inflate.unused_data
 
 
 def _listed(cursor: wire.Cursor) -> list[Record]:
@@ -116,7 +116,7 @@ def _listed(cursor: wire.Cursor) -> list[Record]:
         records.append(Record(kind, name, head, cursor.varint(1 << 56), bool(last)))
     cursor.end()
     if records and not records[-1].last:
-        cursor.fail("index ends within a chunk")
+        cursor.fail("ends within a chunk")
     return records
 
 
@@ -135,7 +135,7 @@ def _place(records: list[Record], end: int, behind: int, size: int, what: str) -
     chunk, inside, first = HEADER.size, 0, 0
     for number, record in enumerate(records, 1):
         if (record.kind, record.name) in seen:
-            raise FormatError(f"{what}: index: a second record named {record.name[:200]!r}")
+            raise FormatError(f"{what}: index: a second record named {record.name[:200]!r} at byte {end}")
         seen.add((record.kind, record.name))
         record.chunk, record.offset = chunk, inside
         inside += record.length
@@ -144,6 +144,6 @@ def _place(records: list[Record], end: int, behind: int, size: int, what: str) -
     if chunk != end:
         raise FormatError(f"{what}: chunks end at byte {chunk}, but the index starts at byte {end}")
     if inside != size:
-        raise FormatError(f"{what}: bodies of {inside} bytes expected behind the index, {size} found")
+        raise FormatError(f"{what}: bodies of {inside} bytes expected behind the index, {size} found at byte {behind}")
     for record in records[first:]:
         record.chunk = behind
