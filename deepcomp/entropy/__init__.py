@@ -236,13 +236,12 @@ def decode(
         If the data are not a stream of `count` symbols.
     """
     cursor = Cursor(data, offset, "symbol stream")
-    short, head = divmod(cursor.byte(), 1 << _SHORT)
+    first = cursor.byte()
+    short, head = divmod(first, 1 << _SHORT)
     method = head & ~_WIDE
-    if short and head != _CONTEXT:
-        cursor.fail(f"method {head} with {short} in bits that must be zero")
-    if method > _CONTEXT or head == _CONTEXT | _WIDE:
-        cursor.fail(f"method {head}, at most {_CONTEXT} expected,")
-    if not count and head:
+    if method > _CONTEXT or head == _CONTEXT | _WIDE or (short and head != _CONTEXT):
+        cursor.fail(f"method {first}, at most {_CONTEXT} expected,")
+    if not count and first:
         cursor.fail(f"method {method} for no symbols, {_CONSTANT} expected,")
     if head == _CONTEXT:
         from deepcomp.entropy import context
