@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from deepcomp import wire
 from deepcomp.container import Reader, Record, Writer, layout, writer
+from deepcomp.container.dictionaries import IN_COLUMNS, LISTED
 from deepcomp.container.layout import CHUNK, HEADER, TRAILER, pack_index, unpack_index
 from deepcomp.container.record import GRAPH, METADATA, TENSOR
 from deepcomp.errors import FormatError, InputError, UsageError
@@ -154,6 +155,11 @@ def test_index_round_trip(rows, graph, metadata):
             assert (one.kind, one.name, one.head, one.length, one.last) == (
                 two.kind, two.name, two.head, two.length, two.last
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dictionary", "size", "crc"), [(LISTED, 569, 0x198EE9C4), (IN_COLUMNS, 1662, 0x4B6A240A)])
+def test_dictionaries_never_change(dictionary, size, crc):
+    assert (len(dictionary), zlib.crc32(dictionary)) == (size, crc)
 
 
 def test_small_bodies_stand_behind_the_index_without_a_checksum_of_their_own(tmp_path):
