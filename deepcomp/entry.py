@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcomp import wire
+from deepcomp.container.record import GRAPH, METADATA, TENSOR
 from deepcomp.weights import VALUES, Raw, form_class
 from deepcomp.weights.dtypes import DTYPES, DType
 
@@ -30,7 +31,6 @@ __all__ = [
     "Part",
 ]
 
-TENSOR, GRAPH, METADATA = 0, 1, 2  # kinds of record
 PARAMETER, BUFFER, CONSTANT = 0, 1, 2  # roles of a tensor; constants belong to the graph alone
 TABLE_TYPES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8", "<f4", "<i1"))
 MAX_METADATA = 1 << 20  # bytes

@@ -14,9 +14,9 @@ class Array(list[int]):
     rows: list[int] | None = None
 
 
-def arrangement(source: Source, n: int, shape: list[int]) -> tuple[int, int, int, int]:
+def arrangement(source: Source, short: int, n: int, shape: list[int]) -> tuple[int, int, int, int]:
     """Section 5.5: rows, planes, taps, and the width of a line."""
-    rows, planes, width = source.varint(), 1, n
+    rows, planes, width = 0 if short else source.varint(), 1, n
     if rows:
         planes, width = source.varint(), source.varint()
     elif len(shape) > 1 and math.prod(shape) == n:
@@ -26,9 +26,9 @@ def arrangement(source: Source, n: int, shape: list[int]) -> tuple[int, int, int
     return rows, planes, n // (rows * planes), width
 
 
-def inputs(source: Source, rows: int, places: int, earlier: list[list[int] | None]) -> list[int]:
+def inputs(source: Source, short: int, rows: int, places: int, earlier: list[list[int] | None]) -> list[int]:
     """Section 5.5: what is known of the input of each place."""
-    back = source.varint()
+    back = short - 1 if short else source.varint()
     if not back:
         return [0] * places
     need(back <= len(earlier) and earlier[-back], "inputs from a tensor that does not say which rows are live")
@@ -116,11 +116,11 @@ def beside(plane: list[int], t: int, width: int) -> tuple[int, int, int, int, in
     return w, ww, north, plane[t - width - 1] if up and x else 0, plane[t - width + 1] if up and x < width - 1 else 0
 
 
-def context(source: Source, n: int, shape: list[int], earlier: list[list[int] | None]) -> Array:
-    """Section 5.5."""
+def context(source: Source, short: int, n: int, shape: list[int], earlier: list[list[int] | None]) -> Array:
+    """Section 5.5; `short` are bits 5 to 7 of the stream's first byte."""
     zero = source.varint()
-    rows, planes, taps, width = arrangement(source, n, shape)
-    fed = inputs(source, rows, planes * taps, earlier)
+    rows, planes, taps, width = arrangement(source, short, n, shape)
+    fed = inputs(source, short, rows, planes * taps, earlier)
     code = Code(source.read())
     live_rows, live_planes = [1] * rows, [1] * planes
     for kind, flags in (("row", live_rows), ("plane", live_planes)):

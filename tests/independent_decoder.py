@@ -1,6 +1,6 @@
 """`decode` reads `.dcz` files: a decoder written from `docs/format.md` alone, which shares no line with deepcomp.
 
-Its beginning is in `independent_source.py`, section 5.5 in `independent_context.py`.
+Its beginning is in `independent_source.py`, section 2 in `independent_index.py`, 5.5 in `independent_context.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import namedtuple
 from typing import Any
 
 from independent_context import Array, context
+from independent_index import index
 from independent_source import Source, need, unfold
 
 # `data` holds the bits of the elements; `same_as` is the number of the tensor that an equal or tied one refers to.
@@ -34,14 +35,6 @@ TABLE_BYTES, WORD_TABLES = [1, 2, 4, 8, 4, 1], {1: 0, 2: 1, 4: 2, 8: 3}  # the t
 GAPS = {134, *range(100, 128), *range(154, 160), *range(171, 176), *range(187, 192), 206, 207, *range(229, 240)}
 GAPS |= {*range(270, 288), *range(305, 312), *range(325, 336), *range(387, 400), *range(423, 432), *range(461, 464)}
 OPERATIONS = {*range(466)} - GAPS
-DICTIONARY = (
-    b"num_batches_trackedrunning_varrunning_meanembeddings.position_embeddings.weighttoken_type_embeddingsencoder.la"
-    b"yers.0.self_attn.in_proj_weightout_proj.biasattention.self.query.weightkey.value.output.dense.LayerNorm.weight"
-    b"_ih_l0weight_hh_l0bias_ih_l0bias_hh_l0norm1.norm2.linear1.linear2.downsample.0.features.layer1.0.conv1.weightl"
-    b'ayer2.0.bn1.biaslayer3.0.conv2.bn2.classifier.linear.conv3.conv2.conv1.{"recipe": "deep-compression", "seed": '
-    b'0, "version": "0.1.0"}{"recipe": "lossless", "seed": 0, "version": '
-    b'"0.1.0"}fc3.biasfc3.weightfc2.biasfc2.weightfc1.biasfc1.weight'
-)
 
 
 def pick(names: list[Any], number: int) -> Any:
@@ -57,17 +50,18 @@ def decode(data: bytes, max_bytes: int | None = None) -> File:
     need(zlib.crc32(data[:6] + data[start:-4]) == int.from_bytes(data[-4:], "little"), "CRC-32 of the trailer")
     need(hashlib.sha256(data[:-36]).digest() == data[-36:-4], "SHA-256")
     limit = max(2**32, 2000 * len(data)) if max_bytes is None else max_bytes
-    chunks, crc, filled, last, tensors, metadata, graph = Source(data[6:start]), 0, 0, 1, [], {}, None
+    chunks, crc, filled, tensors, metadata, graph = Source(data[6:start]), 0, 0, [], {}, None
     try:
-        records = index(Source(data[start:-40]))
-        for kind, last, name, head, size in records:
+        records, behind = index(Source(data[start:-40]))
+        closed = max((number for number, record in enumerate(records, 1) if record.last), default=0)
+        for number, (kind, last, name, head, size) in enumerate(records):
             need(kind == 0 or not (name or size), "a graph or metadata with a name or a body")
-            body = chunks.take(size)
+            body = (chunks if number < closed else behind).take(size)
             if kind == 0:
                 tensors.append(tensor(name, Source(head), body, tensors, limit))
                 limit -= len(tensors[-1].data)
             elif kind == 1:
-                graph = read_graph(Source(head), sum(record[0] == 0 for record in records))
+                graph = read_graph(Source(head), sum(record.kind == 0 for record in records))
             else:
                 need(len(head) <= 2**20, "metadata above the limit")
                 metadata = json.loads(head.decode(), parse_constant=lambda name: need(False, "no JSON"))
@@ -78,30 +72,9 @@ def decode(data: bytes, max_bytes: int | None = None) -> File:
     except (zlib.error, RecursionError) as error:
         raise ValueError(str(error)) from error
     chunks.end()
-    need(last and isinstance(metadata, dict), "an open chunk at the end, or metadata that is no JSON object")
+    behind.end()
+    need(isinstance(metadata, dict), "metadata that is no JSON object")
     return File(tensors, metadata, graph)
-
-
-def index(source: Source) -> list[tuple[int, int, str, bytes, int]]:
-    """Section 2: kind, last, name, head and length of the body of each record."""
-    deflated = source.number()
-    need(deflated < 2, "the index begins with 0 or 1")
-    if deflated:
-        length, inflater = source.varint(), zlib.decompressobj(-15, zdict=DICTIONARY)
-        need(length <= 2**28, "an index above the limit")
-        plain = inflater.decompress(source.read(), length + 1)
-        need(inflater.eof and not inflater.unused_data and len(plain) == length, "the deflate stream of the index")
-        source = Source(plain)
-    count, records = source.varint(), []
-    need(count <= 2**21, "more records than allowed")
-    for _ in range(count):
-        kind, last = divmod(source.varint(), 2)
-        need(kind <= 2, "an unknown kind")
-        name = source.text(65536)
-        records.append((kind, last, name, source.take(source.varint()), source.varint()))
-    need(len({(kind, name) for kind, _, name, _, _ in records}) == len(records), "two records with one name")
-    source.end()
-    return records
 
 
 def tensor(name: str, head: Source, body: bytes, earlier: list[Tensor], limit: int) -> Tensor:
@@ -308,12 +281,12 @@ def word_of(x: float, kind: int) -> int:
 def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> Array:
     """Section 5."""
     first = source.number()
-    method, wide, folded, extra = first & 15, first >> 4 & 1, first >> 5, Source(b"")
-    need(folded <= 1 and method <= 4 - wide and (n or not method), "an unknown kind of stream")
-    need(not folded or method in (2, 3), "a folded stream that is neither Huffman's nor rANS")
+    method, wide, above, extra = first & 15, first >> 4 & 1, first >> 5, Source(b"")
+    need(method <= 4 - wide and (n or not first), "an unknown kind of stream")
+    need(above <= {2: 1, 3: 1, 4: 7}.get(method, 0), "bits that this kind of stream has not")
     if method == 4:
-        return context(source, n, shape, [tensor.rows for tensor in earlier])
-    centre = source.varint() if folded else 0
+        return context(source, above, n, shape, [tensor.rows for tensor in earlier])
+    centre = source.varint() if above else 0
     need(centre < 2**32, "a centre above all symbols")
     if wide:
         length, data = source.varint(), source.read()
@@ -335,7 +308,7 @@ def stream(source: Source, n: int, shape: list[int], earlier: list[Tensor]) -> A
         bits = iter(extra.fields([5 + (t - 128) // 4 for t in symbols if t >= 128]))
         symbols = [t if t < 128 else (4 + t % 4 << 5 + (t - 128) // 4) + next(bits) for t in symbols]
     extra.end()
-    if folded:
+    if above:
         symbols = [centre - (s + 1) // 2 if s % 2 else centre + s // 2 for s in symbols]
         need(min(symbols) >= 0 and max(symbols) < 2**32, "symbols below 0 or above 32 bits")
     return Array(symbols)

@@ -45,8 +45,8 @@ def methods(path):
     with File(path) as file:
         for name, entry in file.entries.items():
             if name.endswith("weight"):
-                start = bytes(file.reader.body(file._records[name])[:4])
-                found[name] = (start[0], start[3] if start[0] == CONTEXTS and len(entry.parts) == 1 else None)
+                short, method = divmod(file.reader.body(file._records[name])[0], 32)
+                found[name] = (method, short - 1 if method == CONTEXTS and len(entry.parts) == 1 else None)
     return found
 
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "weights": {"entropy"},
     "calibration": {"weights"},
     "runtime": {"weights", "model"},
-    "entry": {"weights"},
+    "entry": {"weights", "container"},
     "network": {"weights", "model", "entry", "runtime"},
     "loader": {"entropy", "weights", "model", "container", "entry", "runtime"},
     "report": {"weights", "container", "entry", "loader"},

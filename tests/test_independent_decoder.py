@@ -43,7 +43,7 @@ def references(value: Any) -> Iterator[tuple[str, int]]:
 
 
 def test_there_are_golden_files():
-    assert {"tiny-1.0", "nothing-1.0", "forms-1.0", "conv-1.0", "lstm-1.0", "context-1.0"} <= set(NAMES)
+    assert {"tiny-1.0", "nothing-1.0", "forms-1.0", "conv-1.0", "lstm-1.0", "context-1.0", "columns-1.1"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=NAMES)

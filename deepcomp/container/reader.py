@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deepcomp.container.layout import CRC, HEADER, INDEX_LIMIT, MAGIC, MAJOR, TRAILER, Record, unpack_index
+from deepcomp.container.layout import CRC, HEADER, INDEX_LIMIT, MAGIC, MAJOR, TRAILER, unpack_index
+from deepcomp.container.record import Record
 from deepcomp.errors import FormatError, InputError
 
 __all__ = ["Reader"]
@@ -33,7 +34,7 @@ class Reader:
     size : int
         Bytes of the file.
     index_size : int
-        Bytes of the index as it stands in the file.
+        Bytes of the index as it stands in the file, without the chunk behind it.
 
     Raises
     ------
@@ -85,7 +86,8 @@ class Reader:
             raise FormatError(
                 f"{self.path}: checksum of the index does not match, at byte {self.index_offset} (damaged or truncated)"
             )
-        self.records = unpack_index(bytes(index), self.index_offset, str(self.path))
+        self.records, self._behind = unpack_index(bytes(index), self.index_offset, str(self.path))
+        self.index_size -= len(self._behind)
         self._chunk_sizes: dict[int, int] = {}
         for record in self.records:
             self._chunk_sizes[record.chunk] = max(self._chunk_sizes.get(record.chunk, 0), record.offset + record.length)
@@ -93,7 +95,7 @@ class Reader:
     @property
     def checksum_bytes(self) -> int:
         """Bytes of all chunks' checksums."""
-        return CRC.size * sum(size > 0 for size in self._chunk_sizes.values())
+        return CRC.size * sum(size > 0 for start, size in self._chunk_sizes.items() if start < self.index_offset)
 
     def body(self, record: Record) -> memoryview:
         """The body of a record, once its chunk's checksum has been found right."""
@@ -140,6 +142,8 @@ class Reader:
         self.close()
 
     def _chunk(self, start: int) -> memoryview:
+        if start > self.index_offset:
+            return memoryview(self._behind)  # checked with the index
         size = self._chunk_sizes[start]
         raw = self._pread(start, size + CRC.size)
         if zlib.crc32(raw[:size]) != CRC.unpack(raw[size:])[0]:

@@ -16,15 +16,13 @@ from deepcomp.container.layout import (
     CHUNK,
     CRC,
     HEADER,
-    LONGEST_NAME,
     MAGIC,
     MAJOR,
     MINOR,
-    MOST_RECORDS,
     TRAILER,
-    Record,
     pack_index,
 )
+from deepcomp.container.record import LONGEST_NAME, MOST_RECORDS, Record
 from deepcomp.errors import InputError, UsageError
 
 _JOINED = 1 << 16  # bytes that are copied together rather than written part by part
@@ -121,8 +119,7 @@ class Writer:
         self._open, self._open_size = [], 0
 
     def _finish(self) -> None:
-        self._close_chunk()
-        index = pack_index(self.records)
+        index = b"".join([pack_index(self.records), *self._open])
         self._put(index)
         length = CRC.pack(len(index))
         self._put(length)

@@ -6,7 +6,7 @@ does not store how many symbols it holds: who keeps it knows. Every stream begin
     bits 0-3    method: 0 constant, 1 fixed, 2 huffman, 3 rans, 4 context
     bit 4       wide: the method codes tokens, raw bits follow (`tokens`)
     bit 5       folded: symbols lie around a centre (`folding`); Huffman and rANS only
-    bits 6-7    zero
+    bits 6-7    zero; of a context stream see there for bits 5-7
 
 If folded, a varint follows, the centre, and if wide another one: the bytes of raw bits, which stand at the very end.
 Then the method's part:
@@ -50,7 +50,8 @@ Symbols: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 CODERS = ("auto", "fixed", "huffman", "rans", "context", "smallest")
 
 _CONSTANT, _FIXED, _HUFFMAN, _RANS, _CONTEXT = range(5)
-_WIDE, _FOLDED = 0x10, 0x20
+_METHOD, _WIDE, _FOLDED = 0x0F, 0x10, 0x20
+_SHORT = 5  # where the bits stand of what the first byte of a context stream says besides
 _VALUES = 1 << 32
 _BLOCK = 1 << 20  # symbols counted at a time
 _SAMPLE = 1 << 15  # symbols counted to recognise noise
@@ -132,7 +133,8 @@ def _encode_context(symbols: Symbols, coder: str, shape: tuple[int, ...], before
     size, largest = sum(map(len, usual)), int(symbols.max())
     if largest == symbols.min() or (coder == "smallest" and largest >= context.LIMIT):
         return usual
-    found: Parts = [bytes([_CONTEXT]), context.encode(symbols, shape, before, _context_pays(len(symbols), size))]
+    short, stream = context.encode(symbols, shape, before, _context_pays(len(symbols), size))
+    found: Parts = [bytes([_CONTEXT | short << _SHORT]), stream]
     return found if coder == "context" or sum(map(len, found)) < size else usual
 
 
@@ -247,17 +249,18 @@ def decode(
     """
     cursor = Cursor(data, offset, "symbol stream")
     head = cursor.byte()
-    method, folded = head & ~_WIDE & ~_FOLDED, bool(head & _FOLDED)
-    if method > _CONTEXT or head == _CONTEXT | _WIDE or (folded and method not in (_HUFFMAN, _RANS)):
+    method, beside = head & _METHOD, head & ~_METHOD
+    allowed = {_HUFFMAN: _WIDE | _FOLDED, _RANS: _WIDE | _FOLDED, _CONTEXT: 7 << _SHORT}.get(method, _WIDE)
+    if method > _CONTEXT or beside & ~allowed:
         cursor.fail(f"method {head}, at most {_CONTEXT} expected,")
     if not count and head:
         cursor.fail(f"method {method} for no symbols, {_CONSTANT} expected,")
-    if head == _CONTEXT:
+    if method == _CONTEXT:
         from deepcomp.entropy import context
 
-        return context.decode(cursor, count, shape, rows_of, _context_pays(count, cursor.left))
+        return context.decode(cursor, head >> _SHORT, count, shape, rows_of, _context_pays(count, cursor.left))
     fast = jit.pays(count * _DECODE_SECONDS[method])
-    centre = cursor.varint(_VALUES - 1) if folded else None
+    centre = cursor.varint(_VALUES - 1) if head & _FOLDED else None
     read = _decode_wide if head & _WIDE else _decode_method
     symbols = read(method, cursor, count, fast)
     return symbols if centre is None else folding.unfold(symbols, centre, cursor)
@@ -279,11 +282,12 @@ def live_rows(
         If the data do not begin as a stream.
     """
     cursor = Cursor(data, offset, "symbol stream")
-    if cursor.byte() != _CONTEXT or not count:
+    short, head = divmod(cursor.byte(), 1 << _SHORT)
+    if head != _CONTEXT or not count:
         return None
     from deepcomp.entropy import context
 
-    return context.live_rows(cursor, count, shape)
+    return context.live_rows(cursor, short, count, shape)
 
 
 def _decode_wide(method: int, cursor: Cursor, count: int, fast: bool) -> Symbols:

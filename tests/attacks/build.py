@@ -68,6 +68,12 @@ def deflated(content: bytes, size: int | None = None) -> bytes:
     return b"\x01" + varint(len(content) if size is None else size) + squeeze.compress(content) + squeeze.flush()
 
 
+def in_columns(content: bytes, behind: bytes = b"") -> bytes:
+    """An index of coding 2 that unfolds to `content`, and an open chunk."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return b"\x02" + squeeze.compress(content) + squeeze.flush() + behind
+
+
 def chunks(records: Iterable[Record]) -> bytes:
     """The bodies, and behind each record with `last` the checksum of its chunk."""
     out, chunk = b"", b""

@@ -24,6 +24,7 @@ from build import (
     file,
     fixed,
     grid,
+    in_columns,
     mask,
     plain,
     planes,
@@ -94,7 +95,7 @@ FRAME: Attacks = {
     "index longer than the file": (seal(b"", plain([]), length=1000), "index of 1000 bytes found in a file of 48"),
     "index of 4 GiB": (seal(b"", plain([]), length=2**32 - 1), "index of 4294967295 bytes found"),
     "no index": (seal(b"", b""), "index: 1 bytes expected, 0 left at byte 6"),
-    "index of no coding": (seal(b"", b"\x02\x00"), "index coding 2 found, 0 or 1 expected at byte 7"),
+    "index of no coding": (seal(b"", b"\x03\x00"), "index coding 3 found, at most 2 expected at byte 7"),
     "hole before the index": (seal(chunks([W]) + b"hole", plain([W])), "chunks end at byte 18, but .* byte 22"),
     "hole without records": (seal(b"hole", plain([])), "chunks end at byte 6, but the index starts at byte 10"),
     "chunk longer than the file": (
@@ -111,8 +112,8 @@ FRAME: Attacks = {
         seal(b"", plain([Record(TENSOR, str(i), b"", length=1 << 56) for i in range(300)])),
         "chunks end at byte 2",
     ),
-    "open chunk at the end": (file(tensor("w", (2,), PAIR, last=False)), "index ends within a chunk"),
-    "open chunk of no bytes": (file(tensor("w", (0,), words(), last=False)), "index ends within a chunk"),
+    "open chunk at the end": (file(tensor("w", (2,), PAIR, last=False)), "index: ends within a chunk at byte"),
+    "open chunk of no bytes": (file(tensor("w", (0,), words(), last=False)), "index: ends within a chunk at byte"),
     "chunk with a wrong checksum": (seal(chunks([W])[:-1] + b"\0", plain([W])), "checksum of 'w' .* bytes 6 to 14"),
 }
 
@@ -126,7 +127,7 @@ def test_a_wrong_sha256_is_found_by_verify(refused):
     refused(half_sealed(plain([])), "SHA-256 of the file does not match", deepcomp.verify)
 
 
-@pytest.mark.parametrize("minor", [1, 255])
+@pytest.mark.parametrize("minor", [1, 2, 255])
 def test_a_newer_minor_version_opens_and_what_is_unknown_in_it_is_refused(minor, refused, tmp_path):
     refused(file(W, Record(3, "new", b""), version=(1, minor)), "record of kind 3, named 'new'")
     refused(file(tensor("w", (2,), Part(99)), version=(1, minor)), "form 99 found")
@@ -180,6 +181,10 @@ def test_the_largest_index_that_may_unfold_takes_little_more_than_itself(refused
     assert len(bomb) < INDEX_LIMIT / 1000
     refused(bomb, f"{INDEX_LIMIT - 1} bytes left over", deepcomp.load_state_dict, memory=4 * INDEX_LIMIT)
     refused(seal(b"", deflated(bytes(INDEX_LIMIT), size=INDEX_LIMIT + 1)), "at most")
+    columns = seal(b"", in_columns(b"\1" + bytes(INDEX_LIMIT - 1)))
+    refused(columns, "parts of .* bytes|bytes left over|form", deepcomp.load_state_dict, memory=4 * INDEX_LIMIT)
+    larger = seal(b"", in_columns(bytes(INDEX_LIMIT + 1)))
+    refused(larger, f"does not inflate to {INDEX_LIMIT} bytes at most", memory=2 * INDEX_LIMIT)
 
 
 # --- metadata -----------------------------------------------------------------------------------

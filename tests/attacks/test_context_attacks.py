@@ -12,6 +12,7 @@ from limits import limited
 
 import deepcomp
 from deepcomp import entropy, jit
+from deepcomp.entropy.context import Before
 from deepcomp.errors import FormatError
 
 LIVE = bytes.fromhex("04 00 00 00 70 98 59")  # 8 rows of 2, of which 0, 3 and 5 are live
@@ -35,6 +36,17 @@ def test_what_is_fed_is_read_and_alone_too(tmp_path):
     assert fed.tolist() == [[1, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0]]
     assert np.array_equal(entropy.decode(ALONE, 16, 0, (2, 8)), fed.reshape(-1))
     decode(file(FEEDING, FED_ONE))
+
+
+def test_the_first_byte_may_say_the_arrangement_and_the_inputs():
+    short = {"24 00 70 98 59": (LIVE, (8, 2)), "24 00 24 3a bc": (ALONE, (2, 8)), "44 00 21 83": (FED, (2, 8))}
+    rows = entropy.live_rows(LIVE, 16, 0, (8, 2))
+    for stream, (long, shape) in short.items():
+        stream = bytes.fromhex(stream)
+        found = [entropy.decode(one, 16, 0, shape, lambda back: rows) for one in (stream, long)]
+        assert np.array_equal(*found)
+        assert np.array_equal(entropy.live_rows(stream, 16, 0, shape), entropy.live_rows(long, 16, 0, shape))
+        assert entropy.encode(found[0], "context", shape, Before(1, rows) if long is FED else None) == stream
 
 
 SILENT = "inputs from tensor 'a' found, which does not say which of its rows are live"
@@ -67,6 +79,12 @@ def test_inputs_from(before, found, refused):
         decode(data)
 
 
+@pytest.mark.parametrize("short", range(3, 8))
+def test_inputs_from_beyond_the_first_tensor_in_short(short, refused_by_both):
+    data = file(FEEDING, codes("b", (2, 8), bytes([short << 5 | 4]) + FED[4:]))
+    refused_by_both(data, f"inputs from {short - 1} tensors back found, where 1 stand")
+
+
 def test_inputs_of_a_single_row_are_refused(refused_by_both):
     refused_by_both(file(FEEDING, codes("b", (16,), FED)), "16 inputs of 1 rows, fed by 8 rows")
 
@@ -84,6 +102,11 @@ def test_inputs_from_beyond_the_first_tensor(back, refused_by_both):
 
 STREAMS = {
     "wide": ("14 00 00 00 00", "method 20"),
+    "wide, and short": ("34 00 00", "method 52"),
+    "Huffman, and short": ("22 00 00", "method 34"),
+    "constant, and short": ("20 00", "method 32"),
+    "short, without a zero": ("24", "1 bytes expected, 0 left"),
+    "short, without a code": ("24 00", "a code|symbols from"),
     "without a zero": ("04", "1 bytes expected, 0 left"),
     "a zero of 2^31": ("04 80 80 80 80 08 00 00 00", "2147483648 found, at most 2147483647"),
     "more rows than symbols": ("04 00 11 01 01 00 80", "17 found, at most 16"),

@@ -14,25 +14,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcomp import wire
-from deepcomp.container import Reader, Writer, writer
-from deepcomp.container.layout import CHUNK, HEADER, TRAILER, Record, pack_index, unpack_index
+from deepcomp.container import Reader, Record, Writer, layout, writer
+from deepcomp.container.dictionaries import IN_COLUMNS, LISTED
+from deepcomp.container.layout import CHUNK, HEADER, TRAILER, pack_index, unpack_index
+from deepcomp.container.record import GRAPH, METADATA, TENSOR
 from deepcomp.errors import FormatError, InputError, UsageError
 
 BODIES = [b"", b"a" * 3, b"b" * CHUNK, b"c" * 10, b"", b"d" * (3 * CHUNK), b"e"]
+
+
+def vector(size):
+    """The head of a tensor of so many bytes, stored as they are."""
+    return b"\x20\x01" + wire.varint(size) + b"\x01\x80\x00" + wire.varint(size)
 
 
 @pytest.fixture
 def file(tmp_path):
     with Writer(tmp_path / "x.dcz") as writer:
         for i, body in enumerate(BODIES):
-            writer.add(i % 3, f"name{i}", bytes([i]), [body[:2], body[2:]])
+            writer.add(TENSOR, f"name{i}", vector(len(body)), [body[:2], body[2:]])
+        writer.add(GRAPH, "", b"graph")
+        writer.add(METADATA, "", b"{}")
     return tmp_path / "x.dcz"
 
 
 def test_every_record_comes_back_in_any_order(file):
     with Reader(file) as reader:
-        assert [(r.name, r.kind, r.head) for r in reader.records] == [
-            (f"name{i}", i % 3, bytes([i])) for i in range(len(BODIES))
+        tensors = [(TENSOR, f"name{i}", vector(len(body))) for i, body in enumerate(BODIES)]
+        assert [(r.kind, r.name, r.head) for r in reader.records] == [
+            *tensors,
+            (GRAPH, "", b"graph"),
+            (METADATA, "", b"{}"),
         ]
         for i in (5, 1, 6, 0, 3, 2, 4, 4):
             assert bytes(reader.body(reader.records[i])) == BODIES[i]
@@ -90,46 +102,111 @@ def test_newer_major_version_is_refused_by_name(file):
     raw = bytearray(file.read_bytes())
     raw[4] = 2
     file.write_bytes(raw)
-    with pytest.raises(FormatError, match=r"format 2\.0 found"):
+    with pytest.raises(FormatError, match=r"format 2\.1 found"):
         Reader(file)
 
 
-names = st.text(max_size=12)
+numbers = st.integers(0, 200) | st.integers(0, 2**40)
+
+
+@st.composite
+def heads(draw):
+    """A head of any parts, and the bytes of its body."""
+    body, shape = 0, draw(st.lists(numbers, max_size=4))
+    out = bytes([draw(st.integers(0, 79)), len(shape)]) + b"".join(map(wire.varint, shape))
+    if draw(st.booleans()):
+        return out + bytes([draw(st.sampled_from([0x7E, 0x7F]))]) + wire.varint(draw(numbers)), 0
+    for more in [True] * draw(st.integers(0, 2)) + [False]:
+        facts = draw(st.lists(numbers, max_size=7))
+        arrays, tables = draw(st.lists(st.tuples(numbers, numbers), max_size=5)), draw(st.booleans())
+        out += bytes([draw(st.integers(1, 9)) | more << 7, len(facts) | len(arrays) << 3 | tables << 7])
+        out += b"".join(map(wire.varint, facts))
+        for count, length in arrays:
+            out, body = out + wire.varint(count) + wire.varint(length), body + length
+        if tables:
+            kind, count = draw(st.integers(0, 5)), draw(numbers)
+            out, body = out + bytes([kind]) + wire.varint(count), body + (1, 2, 4, 8, 4, 1)[kind] * count
+    return out, body
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 9), names, st.binary(max_size=9), st.integers(0, 99)),
-        max_size=9,
-        unique_by=lambda r: r[:2],
-    )
+    st.lists(st.tuples(st.text(max_size=12), heads(), st.booleans()), max_size=9, unique_by=lambda row: row[0]),
+    st.binary(max_size=9),
+    st.binary(max_size=9),
 )
 @settings(max_examples=60)
-def test_index_round_trip(rows):
-    records = [Record(kind, name, head, length) for kind, name, head, length in rows]
-    end = HEADER.size + sum(r.length + 4 for r in records if r.length)
-    back = unpack_index(pack_index(records), end, "x")
-    assert [(r.kind, r.name, r.head, r.length) for r in back] == [(r.kind, r.name, r.head, r.length) for r in records]
+def test_index_round_trip(rows, graph, metadata):
+    records = [Record(TENSOR, name, head, length, last) for name, (head, length), last in rows]
+    records += [Record(kind, "", head, 0, False) for kind, head in ((GRAPH, graph), (METADATA, metadata)) if head]
+    end, inside = HEADER.size, 0
+    for record in records:
+        inside += record.length
+        if record.last:
+            end, inside = end + inside + 4 * (inside > 0), 0
+    raw = pack_index(records)
+    behind = bytes(min(inside, 1 << 16))
+    if inside > len(behind):
+        with pytest.raises(FormatError, match="behind the index"):
+            unpack_index(raw + behind, end, "x")
+    else:
+        back, found = unpack_index(raw + behind, end, "x")
+        assert found == behind
+        for one, two in zip(back, records, strict=True):
+            assert (one.kind, one.name, one.head, one.length, one.last) == (
+                two.kind, two.name, two.head, two.length, two.last
+            )  # fmt: skip
 
 
-def test_index_bomb_is_refused_before_it_unfolds():
+@pytest.mark.parametrize(("dictionary", "size", "crc"), [(LISTED, 569, 0x198EE9C4), (IN_COLUMNS, 1662, 0x4B6A240A)])
+def test_dictionaries_never_change(dictionary, size, crc):
+    assert (len(dictionary), zlib.crc32(dictionary)) == (size, crc)
+
+
+def test_small_bodies_stand_behind_the_index_without_a_checksum_of_their_own(tmp_path):
+    with Writer(tmp_path / "x.dcz") as writer:
+        writer.add(TENSOR, "a", vector(3), [b"abc"])
+        writer.add(TENSOR, "b", vector(2), [b"de"])
+    with Reader(tmp_path / "x.dcz") as reader:
+        assert reader.checksum_bytes == 0
+        assert [bytes(reader.body(record)) for record in reader.records] == [b"abc", b"de"]
+        assert [reader.offset(record) for record in reader.records] == [
+            (tmp_path / "x.dcz").read_bytes().index(body) for body in (b"abc", b"de")
+        ]
+
+
+def listed(name, length, last=True):
+    """One record of format 1.0, with an empty head."""
+    return wire.varint(last) + wire.text(name) + b"\0" + wire.varint(length)
+
+
+def test_index_bomb_is_refused_before_it_unfolds(monkeypatch):
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = squeeze.compress(bytes(1 << 24)) + squeeze.flush()
     for declared in (10, 1 << 24, 1 << 40):
         with pytest.raises(FormatError):
             unpack_index(b"\x01" + wire.varint(declared) + bomb, HEADER.size, "x")
+    monkeypatch.setattr(layout, "INDEX_LIMIT", (1 << 24) - 1)
+    with pytest.raises(FormatError, match="does not inflate to 16777215 bytes at most"):
+        unpack_index(b"\x02" + bomb, HEADER.size, "x")
 
 
 def test_two_records_of_one_name_are_refused():
-    twice = [Record(0, "a", b"", 0), Record(0, "a", b"", 0)]
-    with pytest.raises(FormatError, match="second record named 'a'"):
-        unpack_index(pack_index(twice), HEADER.size, "x")
+    twice = [Record(TENSOR, "a", vector(0), 0), Record(TENSOR, "a", vector(0), 0)]
+    for index in (pack_index(twice), b"\0\2" + 2 * listed("a", 0)):
+        with pytest.raises(FormatError, match="second record named 'a'"):
+            unpack_index(index, HEADER.size, "x")
 
 
 def test_lengths_that_do_not_tile_the_file_are_refused():
-    for wrong in (5, 1 << 50):
-        with pytest.raises(FormatError, match="chunks end at"):
-            unpack_index(pack_index([Record(0, "a", b"", wrong)]), HEADER.size + 8, "x")
+    for wrong in (5, 1 << 47):
+        for index in (pack_index([Record(TENSOR, "a", vector(wrong), wrong)]), b"\0\1" + listed("a", wrong)):
+            with pytest.raises(FormatError, match="chunks end at"):
+                unpack_index(index, HEADER.size + 8, "x")
+
+
+def test_a_list_of_format_1_0_does_not_end_within_a_chunk():
+    with pytest.raises(FormatError, match="ends within a chunk"):
+        unpack_index(b"\0\1" + listed("a", 0, last=False), HEADER.size, "x")
 
 
 def test_existing_target_needs_force_and_failure_keeps_it(tmp_path):
@@ -138,14 +215,14 @@ def test_existing_target_needs_force_and_failure_keeps_it(tmp_path):
     with pytest.raises(InputError, match="exists already"), Writer(target):
         pass
     with pytest.raises(ZeroDivisionError), Writer(target, force=True) as writer:
-        writer.add(0, "a", b"", (bytes([1 // 0]) for _ in range(3)))
+        writer.add(TENSOR, "a", vector(3), (bytes([1 // 0]) for _ in range(3)))
     assert target.read_bytes() == b"precious"
     assert os.listdir(tmp_path) == ["x.dcz"]
 
 
 def write(path):
     with Writer(path, force=True) as file:
-        file.add(0, "new", b"")
+        file.add(TENSOR, "new", vector(3), [b"new"])
 
 
 @pytest.mark.parametrize("put", [write, lambda path: writer.place(path, b"new", force=True)])
@@ -202,7 +279,7 @@ def test_kill_never_leaves_a_partial_target(tmp_path):
             n += 1
             with Writer({str(target)!r}, force=True) as writer:
                 for i in range(20):
-                    writer.add(0, str(i), b"", [bytes([n % 251]) * 50_000])
+                    writer.add(0, str(i), {vector(50_000)!r}, [bytes([n % 251]) * 50_000])
             if n == 1: print("ready", flush=True)
     """)
     for delay in (0.0, 0.003, 0.011, 0.02, 0.033):

@@ -1,4 +1,4 @@
-"""Makes the golden files of the current format version: `python tests/golden/make.py FOLDER`.
+"""Makes golden files of the current format version: `python tests/golden/make.py FOLDER [NAME]...`, by default all.
 
 A released version's files are never made again: they stay as they are, and must open for ever.
 Beside each `.dcz` stands a `.json`: dtype, shape and SHA-256 of the bits of every tensor, and of a
@@ -224,7 +224,28 @@ def network(module, inputs, *steps):
     return net, inputs
 
 
-def main(folder):
+def side_by_side():
+    """Operations, tensors of one to three parts, references, a chunk that is closed and one that is open."""
+    net, inputs = network(
+        Convolutional(), torch.arange(144.0).reshape(2, 2, 6, 6) / 100, Quantize(bits=4, per="tensor")
+    )
+    net.coder = CONTEXT
+    large = normal(30, 40)
+    sparse = large[:, :30] * (large[:, :30] > 1)
+    net.tensors |= {
+        "more.large": large,
+        "more.equal": large.clone(),
+        "more.tied": large,
+        "more.rows": sparse[:3].repeat(9, 1),
+    }
+    net.tied["more.tied"] = "more.large"
+    net.tensors |= {"more.sparse": sparse, "more.narrow": large[:5], "more.scalar": torch.tensor(7)}
+    net.store("more.sparse", Mask.nonzero(sparse))
+    net.store("more.narrow", Raw(large[:5], torch.float16))
+    return net, inputs
+
+
+def main(folder, names):
     files = {
         "forms": every_form(),
         "tiny": (Network({"w": torch.tensor([1.0, 2.0])}), None),
@@ -234,8 +255,10 @@ def main(folder):
         "lstm": network(Recurrent(), torch.arange(10).reshape(2, 5), Prune(density=0.5), Share(values=8)),
         "context": every_context(),
         "folded": every_fold(),
+        "columns": side_by_side(),
     }
-    for name, (net, inputs) in files.items():
+    for name in names or files:
+        net, inputs = files[name]
         path = folder / f"{name}-{MAJOR}.{MINOR}.dcz"
         with Writer(path, force=True) as writer:
             for _ in write(net, writer, {"golden": name}):
@@ -255,4 +278,4 @@ def main(folder):
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2:])

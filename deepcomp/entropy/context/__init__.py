@@ -13,6 +13,9 @@ Layout::
     varint      0: nothing is known of the inputs; else how many tensors back their rows are
     bytes       one number, the digits of an arithmetic code, as `model` and docs/format.md define it
 
+The stream's first byte may say the second and the third (`short`): then it holds 1 more than the third, and the
+second is 0.
+
 The code has one form: as few bytes as name a number in the last interval, and of these the least. What is dead
 comes first in it, and rows before all: so the rows of a layer before are known without the rest of it.
 
@@ -46,11 +49,12 @@ _SAMPLE = 1 << 16  # symbols that arrangements are tried on
 _EVEN = 1 << 39  # a state that knows nothing: a chance of a half, never moved
 _LEVEL = 1 << 27  # a leaning that knows nothing
 _WEIGHT = 80_000  # of all predictions of a decision together, at first; 65,536 is one
+_SHORT = 7  # the greatest number that the first byte has room for
 _PREDICTIONS = (2, 2, 3, 4, 5, *[5] * 31)  # of each kind of decision
 
 
-def encode(symbols: NDArray[Any], shape: tuple[int, ...], before: Before | None, fast: bool) -> bytes:
-    """Write symbols, at least one, as a stream without its first byte.
+def encode(symbols: NDArray[Any], shape: tuple[int, ...], before: Before | None, fast: bool) -> tuple[int, bytes]:
+    """Write symbols, at least one: what the stream's first byte says (`short`), and what follows it.
 
     Parameters
     ----------
@@ -74,15 +78,22 @@ def encode(symbols: NDArray[Any], shape: tuple[int, ...], before: Before | None,
     integers = (symbols.astype(np.int64) - zero).astype(np.int32)
     usual = Layout.of(shape, len(symbols))
     layout, known = _arrange(integers, usual, before, fast)
+    back, code = known.back if known else 0, _encode(integers, layout, known, fast)
+    if layout == usual and back < _SHORT:
+        return back + 1, varint(zero) + code
     head = b"\0" if layout == usual else b"".join(map(varint, (layout.rows, layout.planes, layout.width)))
-    return varint(zero) + head + varint(known.back if known else 0) + _encode(integers, layout, known, fast)
+    return 0, varint(zero) + head + varint(back) + code
 
 
-def decode(cursor: Cursor, count: int, shape: tuple[int, ...], rows_of: LiveRows | None, fast: bool) -> NDArray[Any]:
+def decode(
+    cursor: Cursor, short: int, count: int, shape: tuple[int, ...], rows_of: LiveRows | None, fast: bool
+) -> NDArray[Any]:
     """Read `count` symbols, at least one, up to the end of the data: `encode` backwards.
 
     Parameters
     ----------
+    short : int
+        What the stream's first byte says.
     rows_of : callable, optional
         Gives which rows hold anything of the tensor that stands so many tensors back; see `live_rows`.
 
@@ -96,8 +107,8 @@ def decode(cursor: Cursor, count: int, shape: tuple[int, ...], rows_of: LiveRows
         If the data are not such a stream.
     """
     zero = cursor.varint(LIMIT - 1)
-    layout = _read_layout(cursor, count, shape)
-    before = _read_before(cursor, layout, rows_of)
+    layout = _read_layout(cursor, short, count, shape)
+    before = _read_before(cursor, short, layout, rows_of)
     integers = _decode(cursor, layout, before, fast)
     least, most = int(integers.min()) + zero, int(integers.max()) + zero
     if least < 0 or most >= LIMIT:
@@ -106,7 +117,7 @@ def decode(cursor: Cursor, count: int, shape: tuple[int, ...], rows_of: LiveRows
     return integers.astype(np.min_scalar_type(most))
 
 
-def live_rows(cursor: Cursor, count: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def live_rows(cursor: Cursor, short: int, count: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """Which rows of a stream of `count` symbols hold anything, 1 or 0; None where there is but one row.
 
     Raises
@@ -115,10 +126,10 @@ def live_rows(cursor: Cursor, count: int, shape: tuple[int, ...]) -> NDArray[np.
         If the data do not begin as such a stream.
     """
     cursor.varint(LIMIT - 1)
-    rows = _read_layout(cursor, count, shape).rows
+    rows = _read_layout(cursor, short, count, shape).rows
     if rows == 1:
         return None
-    cursor.varint()
+    _read_back(cursor, short)
     data = np.array(cursor.take(cursor.left), np.uint8)
     fast = jit.pays(rows * _ROW_SECONDS)
     memory = _memory(Layout(rows, 0, 0, 0), np.empty(0, np.int32), data, None, encoding=False, fast=fast)
@@ -126,8 +137,8 @@ def live_rows(cursor: Cursor, count: int, shape: tuple[int, ...]) -> NDArray[np.
     return np.array(memory.live_rows, np.uint8)
 
 
-def _read_layout(cursor: Cursor, count: int, shape: tuple[int, ...]) -> Layout:
-    rows = cursor.varint(count)
+def _read_layout(cursor: Cursor, short: int, count: int, shape: tuple[int, ...]) -> Layout:
+    rows = 0 if short else cursor.varint(count)
     if not rows:
         return Layout.of(shape, count)
     planes, width = cursor.varint(count), cursor.varint(count)
@@ -136,8 +147,12 @@ def _read_layout(cursor: Cursor, count: int, shape: tuple[int, ...]) -> Layout:
     return Layout(rows, planes, count // (rows * planes), width)
 
 
-def _read_before(cursor: Cursor, layout: Layout, rows_of: LiveRows | None) -> Before | None:
-    back = cursor.varint()
+def _read_back(cursor: Cursor, short: int) -> int:
+    return short - 1 if short else cursor.varint()
+
+
+def _read_before(cursor: Cursor, short: int, layout: Layout, rows_of: LiveRows | None) -> Before | None:
+    back = _read_back(cursor, short)
     if not back:
         return None
     if rows_of is None:
