@@ -38,8 +38,11 @@ def unfold(
     FormatError
         If a value would be negative, or of more than 32 bits.
     """
-    twice = folded.astype(np.int64)
-    values = around + np.where(twice & 1, -(twice + 1) >> 1, twice >> 1)
+    odd = folded.astype(np.int64)
+    values = odd >> 1  # in place from here on: a hostile file may hold many
+    odd &= 1
+    values ^= np.negative(odd, out=odd)
+    values += around
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     if least < 0 or most > _LARGEST:
         cursor.fail(f"values from {least} to {most} around {around}, 0 to {_LARGEST} expected,")
