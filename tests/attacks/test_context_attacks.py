@@ -103,7 +103,7 @@ def test_inputs_from_beyond_the_first_tensor(back, refused_by_both):
 STREAMS = {
     "wide": ("14 00 00 00 00", "method 20"),
     "wide, and short": ("34 00 00", "method 52"),
-    "Huffman, and short": ("22 00 00", "method 34"),
+    "Huffman, and short": ("42 00 00", "method 66"),
     "constant, and short": ("20 00", "method 32"),
     "short, without a zero": ("24", "1 bytes expected, 0 left"),
     "short, without a code": ("24 00", "a code|symbols from"),
