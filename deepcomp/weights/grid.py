@@ -64,7 +64,7 @@ class Grid(Form):
         self.scale = nn.Parameter(scale.float())
         self.zero_point = nn.Parameter(zero_point.float(), requires_grad=not symmetric)
         self.bits, self.symmetric, self.blocks = bits, symmetric, blocks
-        self._quantizer = Quantizer(bits, symmetric, rounding=half_up)
+        self.quantizer = Quantizer(bits, symmetric, rounding=half_up)
         self._on_grid = False  # whether the latent weight is known to lie on the grid
         self.at: Tensor | None
         self.register_buffer("at", at)
@@ -131,20 +131,20 @@ class Grid(Form):
         grid = cls(values, scale, zero_point, bits, symmetric, blocks, at, weight.dtype)
         if offset is not None:
             spread = offset.expand(shape)
-            grid.latent.data = values + grid._spread(scale) * (spread if at is None else spread.reshape(-1)[at])
+            grid.latent.data = values + grid.spread(scale) * (spread if at is None else spread.reshape(-1)[at])
         return grid
 
-    def _spread(self, values: Tensor) -> Tensor:
+    def spread(self, values: Tensor) -> Tensor:
         """One value a block, made to broadcast against the weights held."""
         return self.blocks.spread(values) if self.at is None else values[self.blocks.at(self.at)]
 
     def integers(self) -> Tensor:
         """The integers q, as whole float32 numbers in the shape of the weights held; without gradients."""
-        return self._quantizer.integers(self.latent, self._spread(self.scale), self._spread(self.zero_point))
+        return self.quantizer.integers(self.latent, self.spread(self.scale), self.spread(self.zero_point))
 
     def offsets(self) -> Tensor:
         """q − z, as whole float32 numbers in the shape of the weights held; without gradients."""
-        return self.integers() - self._spread(self._quantizer.whole(self.zero_point))
+        return self.integers() - self.spread(self.quantizer.whole(self.zero_point))
 
     def laid_out(self, values: Tensor) -> Tensor:
         """Values in the shape of the weights held, as a dense weight; zeros where a mask has none."""
@@ -154,7 +154,7 @@ class Grid(Form):
         return flat.index_put((self.at,), values).reshape(self.blocks.shape)
 
     def forward(self) -> Tensor:
-        dense = self._quantizer.simulate(self.latent, self._spread(self.scale), self._spread(self.zero_point))
+        dense = self.quantizer.simulate(self.latent, self.spread(self.scale), self.spread(self.zero_point))
         return dense.to(self.dtype)
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ class Grid(Form):
         lowest = int(q.min()) if q.numel() else 0  # symbols count from the lowest integer in use
         symbols = {"q": _unsigned((q - lowest).numpy(), self.bits)}
         if not self.symmetric:
-            symbols["zero_point"] = _unsigned(self._quantizer.whole(self.zero_point).numpy(), self.bits)
+            symbols["zero_point"] = _unsigned(self.quantizer.whole(self.zero_point).numpy(), self.bits)
         facts = {
             "bits": self.bits,
             "symmetric": int(self.symmetric),
@@ -223,7 +223,7 @@ class Grid(Form):
         held = integers.reshape(shape if at is None else (count,))
         form = cls(held, scale, zero_point, bits, symmetric, blocks, at, dtype)
         with torch.no_grad():
-            form.latent.sub_(form._spread(zero_point)).mul_(form._spread(scale))
+            form.latent.sub_(form.spread(zero_point)).mul_(form.spread(scale))
         form._on_grid = True
         return form
 

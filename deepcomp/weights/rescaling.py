@@ -47,16 +47,16 @@ def multiply(grid: Grid, factor: Tensor) -> None:
     factor : float tensor, shape (blocks.count,)
         Of either sign; 0 leaves a scale of about nothing.
     """
-    offsets = grid.offsets() * grid._spread(torch.where(factor < 0, -1.0, 1.0))
-    zero_point = grid._quantizer.whole(grid.zero_point)
-    grid.zero_point.data = torch.where(factor < 0, grid._quantizer.top - zero_point, zero_point)
+    offsets = grid.offsets() * grid.spread(torch.where(factor < 0, -1.0, 1.0))
+    zero_point = grid.quantizer.whole(grid.zero_point)
+    grid.zero_point.data = torch.where(factor < 0, grid.quantizer.top - zero_point, zero_point)
     _put(grid, offsets, (grid.scale.double() * factor.abs()).clamp(min=SMALLEST_SCALE).float())
 
 
 def _put(grid: Grid, offsets: Tensor, scale: Tensor) -> None:
     """Let a grid have these scales, and the weights that lie so many steps from zero."""
     grid.scale.data = scale  # not in place: a latent weight may be the original one's memory
-    grid.latent.data = offsets * grid._spread(scale)
+    grid.latent.data = offsets * grid.spread(scale)
 
 
 class Rescaling(nn.Module):
@@ -90,7 +90,7 @@ class Rescaling(nn.Module):
     def forward(self) -> Tensor:
         """The dense weight in its own type; differentiable."""
         grid = self._grid
-        return grid.laid_out(self._offsets * grid._spread(self.scale())).to(grid.dtype)
+        return grid.laid_out(self._offsets * grid.spread(self.scale())).to(grid.dtype)
 
     def commit(self) -> None:
         """Let the grid have the scales that have been learnt."""

@@ -35,8 +35,8 @@ class SoftRounding(nn.Module):
         super().__init__()
         self._grid = grid
         with torch.no_grad():
-            self._scale = grid._spread(grid.scale).detach()
-            self._zero = grid._spread(grid._quantizer.whole(grid.zero_point))
+            self._scale = grid.spread(grid.scale).detach()
+            self._zero = grid.spread(grid.quantizer.whole(grid.zero_point))
             steps = grid.latent / self._scale
             self._below, self._above = steps.floor(), steps.ceil()
             fraction = steps - self._below
@@ -60,5 +60,5 @@ class SoftRounding(nn.Module):
         self._grid.latent.data = self._at((self.logits >= 0).float())
 
     def _at(self, share: Tensor) -> Tensor:
-        levels = (self._below.lerp(self._above, share) + self._zero).clamp(0, self._grid._quantizer.top)
+        levels = (self._below.lerp(self._above, share) + self._zero).clamp(0, self._grid.quantizer.top)
         return (levels - self._zero) * self._scale

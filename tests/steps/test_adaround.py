@@ -103,8 +103,8 @@ def test_every_weight_goes_to_a_neighbour_and_no_layer_gets_worse(
 
 
 def _steps(found: Grid) -> tuple[Tensor, Tensor]:
-    scale, zero = found._spread(found.scale.detach()), found._spread(found.zero_point.detach())
-    exact, top = found.latent.detach() / scale, found._quantizer.top
+    scale, zero = found.spread(found.scale.detach()), found.spread(found.zero_point.detach())
+    exact, top = found.latent.detach() / scale, found.quantizer.top
     return (exact.floor() + zero).clamp(0, top), (exact.ceil() + zero).clamp(0, top)
 
 

@@ -67,7 +67,7 @@ def test_each_channel_of_a_weight_counts_its_own_weights(masked: bool, randn: An
         latent = inner.laid_out(inner.latent.detach())[channel]
         there = latent != 0
         scale = inner.scale[channel].detach().clone().requires_grad_()
-        plain = Quantizer(3, symmetric=True, rounding=inner._quantizer.rounding)
+        plain = Quantizer(3, symmetric=True, rounding=inner.quantizer.rounding)
         (plain.simulate(latent, scale, torch.tensor(3.0)) * slope[channel] * there).sum().backward()
         assert scale.grad is not None
         wanted = scale.grad / torch.sqrt(there.sum() * 3) / scale.detach()
@@ -225,7 +225,7 @@ def test_a_penalty_is_nothing_on_the_grid_and_something_off_it(kind: str, masked
     assert part.range.scale.logs.grad is not None
     slight = 1e-3 * part.grid.scale.min()
     with torch.no_grad():
-        part.grid.latent.copy_(part.grid.offsets() * part.grid._spread(part.grid.scale))
+        part.grid.latent.copy_(part.grid.offsets() * part.grid.spread(part.grid.scale))
     part.zero_grad()
     on = part.penalty(kind)
     on.backward()

@@ -38,8 +38,8 @@ def grid(settings: dict[str, Any], masked: bool, seed: int = 0) -> tuple[Grid, M
 
 def steps(found: Grid) -> tuple[Tensor, Tensor]:
     """What lies below and above each weight, counted in steps from the zero-point, within the grid."""
-    scale, zero = found._spread(found.scale.detach()), found._spread(found.zero_point.detach())
-    top = found._quantizer.top
+    scale, zero = found.spread(found.scale.detach()), found.spread(found.zero_point.detach())
+    top = found.quantizer.top
     exact = found.latent.detach() / scale
     return (exact.floor() + zero).clamp(0, top), (exact.ceil() + zero).clamp(0, top)
 
@@ -51,7 +51,7 @@ def test_it_starts_at_the_weights_themselves_within_the_grid(settings: dict[str,
     weight = form.dense().clone()
     low, high = steps(found)
     values = found.latent.detach().clone()
-    zero, scale = found._spread(found.zero_point.detach()), found._spread(found.scale.detach())
+    zero, scale = found.spread(found.zero_point.detach()), found.spread(found.scale.detach())
     wanted = torch.minimum(torch.maximum(values, (low - zero) * scale), (high - zero) * scale)
     dense = SoftRounding(found)().detach()
     assert dense.shape == weight.shape
