@@ -83,18 +83,22 @@ def grids(weights: int, activations: int, per: str, range: str = "mse", of_activ
     ]
 
 
+def recipe(weights: int, activations: int, per: str) -> tuple[list[Step], list[Step]]:
+    """Steps before training and behind it: batch norms become part of the scales where each channel has its own."""
+    fold, steps = step("fold-bn"), grids(weights, activations, per)
+    return (steps, [fold]) if per == "channel" else ([fold, step("equalize"), *steps], [])
+
+
 def norms(bench: Bench) -> None:
     """What becomes of batch norms."""
     rows = []
-    fold, equalize = step("fold-bn"), step("equalize")
-    for weights, activations in ((4, 8), (4, 4)):
-        tensor, channel = (grids(weights, activations, per) for per in ("tensor", "channel"))
+    for pair in ((4, 8), (4, 4)):
         ways = {
-            "folded, per tensor": bench.both([fold, equalize, *tensor]),
-            "folded, per channel": bench.both([fold, *channel]),
-            "kept, merged behind, per channel": bench.both(channel, [fold]),
+            "folded, per tensor": bench.both(*recipe(*pair, "tensor")),
+            "folded, per channel": bench.both([step("fold-bn"), *grids(*pair, "channel")]),
+            "kept, merged behind, per channel": bench.both(*recipe(*pair, "channel")),
         }
-        rows += [[f"W{weights}A{activations}, {name}", *map(cell, found)] for name, found in ways.items()]
+        rows += [[f"W{pair[0]}A{pair[1]}, {name}", *map(cell, found)] for name, found in ways.items()]
     table(["batch norms", "before", "trained"], rows)
 
 
@@ -133,7 +137,7 @@ def bits(bench: Bench) -> None:
     bounds = {(4, 8): 0.3, (4, 4): 1.5}
     for per in bench.options.per:
         for pair in BITS:
-            before, trained = bench.both([step("fold-bn"), step("equalize"), *grids(*pair, per)])
+            before, trained = bench.both(*recipe(*pair, per))
             name = f"W{pair[0]}A{pair[1]}, per {per}"
             rows.append([name, cell(before), cell(trained), f"{bench.gap(trained):+.2f}"])
             gained = statistics.fmean(trained) - statistics.fmean(before)

@@ -235,6 +235,17 @@ def test_the_file_of_the_recipe_runs_alike_simulated_and_in_integers(tmp_path: P
     assert max(apart) <= 1
 
 
+def test_the_recipe_merges_batch_norms_that_trained_along(tmp_path: Path) -> None:
+    out, data = tmp_path / "x.dcz", Data(images(), images(32), "accuracy")
+    torch.manual_seed(0)
+    deepcomp.compress(Small(), out, recipe="qat", data=data, settings=SETTINGS, example_inputs=data.train[:4][0])
+    with deepcomp.open(out) as file:
+        assert not [name for name in file.keys() if "norm" in name]
+    integers = deepcomp.load(out, runtime="integer")
+    assert not integers.float_operations
+    assert max(found.largest for found in differences(deepcomp.load(out), integers, data.train[:32][0])) <= 1
+
+
 class Stop(Exception):
     pass
 
