@@ -1,9 +1,11 @@
-"""The smallest LeNets: the recipe `smallest` beside published files, and what each of its ideas is worth.
+"""The smallest files: the recipe `smallest` beside published ones, and what each of its ideas is worth.
 
-`benchmarks/smallest.py [SECTION …] [NETWORK …]`; sections are `curve` and `ideas`. Trained on MNIST's images 0 to
-54,999 from the weights in `checkpoints/`; whatever is chosen is chosen on images 55,000 to 59,999, and test errors are
-shown beside it. Bytes are of the whole file: weights, biases, steps, names, operations, checksums. For other coders of
-the same symbols give the files in `--folder` to `benchmarks/coder.py`.
+`benchmarks/smallest.py [SECTION …] [NETWORK …]`; sections are `curve` and `ideas` (of the LeNets). These are trained
+on MNIST's images 0 to 54,999 from the weights in `checkpoints/`; whatever is chosen is chosen on images 55,000 to
+59,999, and test errors are shown beside it. ResNet-20 stands beside files of `feedback`, which does not train, and the
+network in fp32 trained as long on the same images, the first `--images`: training alone lifts it. Bytes are of the
+whole file: weights, biases, steps, names, operations, checksums. For other coders of the same symbols give the files in
+`--folder` to `benchmarks/coder.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from draws import step
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from runs import CHECKPOINTS, run
-from timing import check, data_folder, finish, heading, machine, table
+from subjects import SUBJECTS as NETWORKS
+from subjects import decoded, score, through
+from timing import check, data_folder, finish, heading, machine, show, table
 from torch.utils.data import Subset
 
 import deepcomp
@@ -31,6 +39,8 @@ from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import evaluate
 
 HELD = 5000
+DRAWINGS = Path(__file__).parents[1] / "docs" / "figures"
+STYLE = {"svg.hashsalt": "deepcomp", "svg.fonttype": "path"}  # the same drawing, the same bytes
 RECIPE = """
 {slim}
 
@@ -50,6 +60,7 @@ do = "code"
 set = "rate-train.price"
 values = {prices}
 """
+FOLD = '[[step]]\ndo = "fold-bn"'
 SLIM = '[[step]]\ndo = "slim"\nunits = { conv1 = 8, conv2 = 16, fc1 = 64 }'
 
 
@@ -68,13 +79,22 @@ class Subject:
         Of the recipe.
     published : dict of str to (float, float)
         How many times smaller than in 32 bits, and test error in percent.
+    untrained : tuple of float
+        Prices of `feedback` files to stand beside.
+    data : str
     """
 
     name: str
     price: float
     prices: tuple[float, ...]
     settings: dict[str, Any]
-    published: dict[str, tuple[float, float]]
+    published: dict[str, tuple[float, float]] = field(default_factory=dict)
+    untrained: tuple[float, ...] = ()
+    data: str = "mnist"
+
+    @property
+    def weights(self) -> Path:
+        return NETWORKS[self.name].path if self.name in NETWORKS else CHECKPOINTS / f"{self.name}.safetensors"
 
     def recipe(self, epochs: int | None) -> str:
         own = self.settings if epochs is None else {**self.settings, "epochs": epochs, "warm_epochs": epochs}
@@ -125,8 +145,18 @@ SUBJECTS = {
             "Bayesian Compression (Louizos et al. 2017)": (771, 1.0),
             "MIRACLE (Havasi et al. 2019)": (555, 0.69),
             "the same, smaller": (1110, 0.96),
+            "a re-implementation of it (its README)": (1000, 0.83),
+            "that, smaller": (1500, 0.98),
             "entropy-penalised reparametrisation (Oktay et al. 2020)": (606, 1.0),
         },
+    ),
+    "resnet20": Subject(
+        "resnet20",
+        1e-6,
+        (5e-7, 1e-6, 2e-6, 4e-6),
+        {"slim": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop"},
+        untrained=(2e-7, 5e-7, 1e-6, 2e-6),
+        data="cifar10",
     ),
 }
 
@@ -147,12 +177,13 @@ class Bench:
 
     def __init__(self, subject: Subject, folder: Path, options: argparse.Namespace) -> None:
         self.subject, self.folder, self.options = subject, folder, options
-        mnist = load_data("mnist", data_folder())
-        first = len(mnist.train) - HELD
-        train, held = Subset(mnist.train, range(first)), Subset(mnist.train, range(first, len(mnist.train)))
-        self.data = Data(train, mnist.test, mnist.metric, validation=held)
-        self.held = Data(train, held, mnist.metric)
-        self.weights = CHECKPOINTS / f"{subject.name}.safetensors"
+        whole = load_data(subject.data, data_folder())
+        first = len(whole.train) - HELD
+        train, held = Subset(whole.train, range(first)), Subset(whole.train, range(first, len(whole.train)))
+        if subject.untrained:
+            train, held = decoded(train, options.images or first), decoded(held, HELD)
+        self.data = Data(train, whole.test, whole.metric, validation=held)
+        self.held = Data(train, held, whole.metric)
         text = subject.recipe(options.epochs)
         self.recipe = folder / f"{subject.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.toml"
         self.recipe.write_text(text)
@@ -166,7 +197,7 @@ class Bench:
         curve = self.folder / f"{self.recipe.stem}-{seed}.curve.json"
         if not curve.is_file():
             deepcomp.compress(
-                self.weights,
+                self.subject.weights,
                 curve.with_suffix(".dcz"),
                 recipe=self.recipe,
                 model=self.subject.name,
@@ -193,11 +224,37 @@ class Bench:
         found, name = [], "-".join(f"{key}={value}" for key, value in settings.items())
         for seed in range(self.options.seeds):
             out = self.folder / f"{self.recipe.stem}-{name}-seed={seed}.dcz"
-            report = run(out, self.weights, self.recipe, self.data, settings=settings, seed=seed)
+            report = run(out, self.subject.weights, self.recipe, self.data, settings=settings, seed=seed)
             held, test = evaluate(deepcomp.load(out), self.held), report["metric"]["after"]
             price = settings.get("rate-train.price", self.subject.price)
             found.append(Point(price, report["output_bytes"], report["ratio"], 100 - held.value, 100 - test))
         return found
+
+    def untrained(self) -> list[Point]:
+        """Files of `feedback`."""
+        found = []
+        for price in self.subject.untrained:
+            out = self.folder / f"{self.subject.name}-feedback-{price:g}.dcz"
+            done = deepcomp.compress(
+                self.subject.weights,
+                out,
+                recipe="feedback",
+                model=self.subject.name,
+                data=self.data,
+                settings={"quantize-feedback.price": price},
+                force=True,
+            )
+            module = deepcomp.load(out)
+            held, test = (evaluate(module, data).value for data in (self.held, self.data))
+            found.append(Point(price, done.output_bytes, done.ratio, 100 - held, 100 - test))
+        return found
+
+    def trained(self) -> float:
+        """Test error of the network in fp32, trained as long as the first file of the curve."""
+        own = self.subject.settings
+        epochs = own["epochs"] if self.options.epochs is None else self.options.epochs
+        plan = step("finetune", epochs=epochs, rate=own["rate"], optimiser="adam", augment=own["augment"])
+        return 100 - score(through(NETWORKS[self.subject.name], self.data, [plan]), self.data)
 
 
 def curve(bench: Bench) -> None:
@@ -207,6 +264,15 @@ def curve(bench: Bench) -> None:
     columns = ["price", "bytes", "ratio", "held-out error, %", "test error, %"]
     by_price = {price: [_at(points, price) for points in bench.curves] for price in subject.prices}
     table(columns, [[f"{price:g}", *_cells(points)] for price, points in by_price.items()])
+    if subject.untrained:
+        without = bench.untrained()
+        heading(f"{subject.name}: the recipe `feedback`, without training")
+        table(columns, [[f"{point.price:g}", *_cells([point])] for point in without])
+        show(f"fp32, trained for {subject.settings['epochs']} epochs, test error, %", f"{bench.trained():.2f}")
+        _draw(bench, by_price, {"without training": [(point.bytes, point.test) for point in without]})
+        return
+    size = subject.weights.stat().st_size
+    _draw(bench, by_price, {who: [(size / ratio, error)] for who, (ratio, error) in subject.published.items()})
     heading(f"{subject.name}: of each seed the smallest file whose held-out error is at most the published test error")
     rows = []
     for who, (ratio, error) in subject.published.items():
@@ -232,6 +298,31 @@ def ideas(bench: Bench) -> None:
 SECTIONS = {"curve": curve, "ideas": ideas}
 
 
+def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[tuple[float, float]]]) -> None:
+    """Test errors against sizes: all our files, a line through the means, and those of others."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    means = [
+        (statistics.fmean(p.bytes for p in found), statistics.fmean(p.test for p in found)) for found in ours.values()
+    ]
+    axes.plot(*zip(*means, strict=True), "o-", ms=4, lw=1, color="C0", label="smallest: mean of the seeds")
+    files = [(point.bytes, point.test) for found in ours.values() for point in found]
+    axes.plot(*zip(*files, strict=True), "o", ms=2, color="C0", alpha=0.5)
+    for (who, found), mark in zip(others.items(), "s^Dv*Xp", strict=False):
+        axes.plot(*zip(*found, strict=True), mark + "-", ms=6, lw=1, label=who)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("file, kB")
+    axes.set_ylabel("test error, %")
+    axes.set_title(bench.subject.name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(bench.options.drawings / f"smallest-{bench.subject.name}.svg", metadata={"Date": None})
+
+
 def _at(points: Sequence[Point], price: float) -> Point:
     return next(point for point in points if point.price == price)
 
@@ -252,13 +343,15 @@ def _spread(found: Sequence[float], form: str) -> str:
 
 def main() -> int:
     """Train and measure."""
-    parser = argparse.ArgumentParser(description="The smallest LeNets.")
+    parser = argparse.ArgumentParser(description="The smallest files.")
     parser.add_argument("what", nargs="*", help=f"{', '.join((*SECTIONS, *SUBJECTS))} (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the training images (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=int, help="of each training, for a quick look (default: as the recipe has them)"
     )
+    parser.add_argument("--images", type=int, default=20000, help="that ResNet-20 trains on (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where files are kept, and found again")
+    parser.add_argument("--drawings", type=Path, default=DRAWINGS, help="where they go (default: docs/figures)")
     options = parser.parse_args()
     if unknown := set(options.what) - {*SECTIONS, *SUBJECTS}:
         parser.error(f"{min(unknown)}: {', '.join((*SECTIONS, *SUBJECTS))} expected")
@@ -269,7 +362,8 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name in [name for name in options.what if name in SUBJECTS] or SUBJECTS:
             bench = Bench(SUBJECTS[name], folder, options)
-            for section in [section for section in options.what if section in SECTIONS] or SECTIONS:
+            sections = [section for section in options.what if section in SECTIONS] or SECTIONS
+            for section in sections if bench.subject.published else ["curve"]:
                 SECTIONS[section](bench)
     return finish()
 
