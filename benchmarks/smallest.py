@@ -42,7 +42,7 @@ HELD = 5000
 DRAWINGS = Path(__file__).parents[1] / "docs" / "figures"
 STYLE = {"svg.hashsalt": "deepcomp", "svg.fonttype": "path"}  # the same drawing, the same bytes
 RECIPE = """
-{slim}
+{first_of_all}
 
 [[step]]
 do = "rate-train"
@@ -61,7 +61,7 @@ set = "rate-train.price"
 values = {prices}
 """
 FOLD = '[[step]]\ndo = "fold-bn"'
-SLIM = '[[step]]\ndo = "slim"\nunits = { conv1 = 8, conv2 = 16, fc1 = 64 }'
+FEW = '[[step]]\ndo = "prune-filters"\ndensity = { conv1 = 0.4, conv2 = 0.32, fc1 = 0.128 }'  # 8, 16 and 64 units
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Subject:
             "from a quarter of the price, by warm starts": {"rate-train.first": self.price / 4},
             "a teacher, half of the loss": {"rate-train.distill": 0.5},
             **others,
-            **({"all units alive at first": {"slim.units": 1 << 20}} if self.settings["slim"] else {}),
+            **({"all units there": {"prune-filters.density": 1.0}} if self.settings["first_of_all"] else {}),
             "no price, steps learnt alone": {"rate-train.price": 0.0},
             "Huffman, rANS": {"code.coder": "fast"},
         }
@@ -126,7 +126,7 @@ SUBJECTS = {
         "lenet-300-100",
         1.2e-6,
         (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
-        {"slim": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none"},
+        {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none"},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
             "soft weight-sharing (Ullrich et al. 2017), from memory": (64, 1.94),
@@ -137,8 +137,8 @@ SUBJECTS = {
     "lenet-5": Subject(
         "lenet-5",
         4e-6,
-        (1e-6, 2e-6, 4e-6, 8e-6, 1.6e-5),
-        {"slim": SLIM, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic"},
+        (1e-6, 2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
+        {"first_of_all": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic"},
         {
             "Deep Compression (Han et al. 2016)": (39, 0.74),
             "soft weight-sharing (Ullrich et al. 2017), quoted": (162, 0.97),
@@ -154,7 +154,7 @@ SUBJECTS = {
         "resnet20",
         1e-6,
         (5e-7, 1e-6, 2e-6, 4e-6),
-        {"slim": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop"},
+        {"first_of_all": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop"},
         untrained=(2e-7, 5e-7, 1e-6, 2e-6),
         data="cifar10",
     ),

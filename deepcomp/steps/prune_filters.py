@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import FILTER, SCALE, Channels, Group
-from deepcomp.network import Network
+from deepcomp.network import Network, per_layer
 from deepcomp.runtime.interpreter import Role, trace
 from deepcomp.steps.step import Step
 
@@ -34,8 +34,9 @@ class PruneFilters(Step):
 
     Attributes
     ----------
-    density : float
-        Share of filters kept, 0 to 1.
+    density : float or table
+        Share of filters kept, 0 to 1, or by layer pattern; layers that a table does not name keep all. Filters that go
+        together keep the share of the first of their layers that it names.
     rank : {"l1", "bn-scale"}
         What makes a filter great: the L1 norm of its weights (Li et al. 2017, §3.1), or the
         magnitude of the batch norm's γ behind it (Liu et al. 2017, §3).
@@ -48,18 +49,21 @@ class PruneFilters(Step):
 
     do: ClassVar[str] = "prune-filters"
 
-    density: float = 0.7
+    density: float | dict[str, float] = 0.7
     rank: str = "l1"
     per: str = "layer"
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.density <= 1:
-            raise UsageError(f"prune-filters.density = {self.density}: 0 to 1 expected")
+        for density in self.density.values() if isinstance(self.density, dict) else (self.density,):
+            if not 0 <= density <= 1:
+                raise UsageError(f"prune-filters.density = {density}: 0 to 1 expected")
         if self.rank not in _RANKS:
             raise UsageError(f"prune-filters.rank = {self.rank!r}: one of {', '.join(_RANKS)} expected")
         if self.per not in _PER:
             raise UsageError(f"prune-filters.per = {self.per!r}: layer or network expected")
+        if self.per == "network" and isinstance(self.density, dict):
+            raise UsageError("prune-filters.per = 'network': one density expected, a table found")
         if self.multiple < 1:
             raise UsageError(f"prune-filters.multiple = {self.multiple}: 1 or more expected")
 
@@ -68,12 +72,13 @@ class PruneFilters(Step):
             raise InputError(
                 "prune-filters: the network's operations expected (a model and an example input give them)"
             )
+        net.require(*self.density if isinstance(self.density, dict) else ())
         values = trace(net.captured.graph, net.captured.names, net.tensors)
         channels = Channels(net.captured, net.tensors, values, net.tied)
         groups, skipped = self._choose(channels, [name for name, _ in net.weights(self.layers, self.skip)])
         scores = [self._scores(net, group) for group in groups]
         best = [np.argsort(-score, kind="stable") for score in scores]
-        kept = self._counts(scores)
+        kept = self._counts(groups, scores)
         gone = [group.channels[order[count:]] for group, order, count in zip(groups, best, kept, strict=True)]
         before = _sizes(net, channels)
         if any(map(len, gone)):
@@ -105,16 +110,22 @@ class PruneFilters(Step):
         relative = self.rank == "l1" and self.per == "network"
         return score / (score.mean() or 1.0) if relative else score
 
-    def _counts(self, scores: Sequence[Scores]) -> list[int]:
+    def _counts(self, groups: Sequence[Group], scores: Sequence[Scores]) -> list[int]:
         """How many channels of each group stay."""
         sizes = [len(score) for score in scores]
         if self.per == "network" and scores:
+            assert not isinstance(self.density, dict)
             best = np.argsort(-np.concatenate(scores), kind="stable")[: round(self.density * sum(sizes))]
             counts = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[best], minlength=len(sizes)).tolist()
         else:
-            counts = [round(self.density * size) for size in sizes]
+            counts = [round(self._density(group) * size) for group, size in zip(groups, sizes, strict=True)]
         rounded = [max(round(count / self.multiple), 1) * self.multiple for count in counts]
         return [min(count, size) for count, size in zip(rounded, sizes, strict=True)]
+
+    def _density(self, group: Group) -> float:
+        """The share of a group's channels that stays."""
+        shares = (per_layer(self.density, place.tensor) for place in group.by_role(FILTER))
+        return next((share for share in shares if share is not None), 1.0)
 
 
 def _norms(weight: Tensor, axis: int) -> Scores:

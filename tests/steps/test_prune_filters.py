@@ -59,6 +59,28 @@ def test_each_layer_keeps_its_share_of_filters_with_the_largest_l1_norms() -> No
     assert torch.equal(net.tensors["conv1.bias"], before["conv1.bias"][best])
 
 
+def test_a_table_says_it_layer_by_layer_and_layers_it_does_not_name_stay() -> None:
+    net = lenet()
+    PruneFilters(density={"conv1": 0.4, "fc1": 0.128, "fc*": 0.5}).run(net)
+    shapes = [tuple(net.tensors[f"{name}.weight"].shape) for name in ("conv1", "conv2", "fc1", "fc2")]
+    assert shapes == [(8, 1, 5, 5), (50, 8, 5, 5), (64, 800), (10, 64)]
+
+
+def test_filters_that_go_together_keep_what_the_table_says_of_the_first_it_names() -> None:
+    net = network(zoo.build("resnet20"), zoo.example("resnet20"))
+    PruneFilters(density={"layer1.1.conv2": 0.25}).run(net)
+    for name in ("conv1.weight", "layer1.0.conv2.weight", "layer1.1.conv2.weight"):
+        assert len(net.tensors[name]) == 4
+    assert len(net.tensors["layer1.1.conv1.weight"]) == 16
+
+
+def test_a_table_names_layers_there_are_and_no_threshold_for_all() -> None:
+    with pytest.raises(UsageError, match="layers 'conv9': no tensor has such a name"):
+        PruneFilters(density={"conv9": 0.5}).run(lenet())
+    with pytest.raises(UsageError, match="one density expected, a table found"):
+        PruneFilters(density={"conv1": 0.5}, per="network")
+
+
 def test_of_equal_filters_the_first_stay() -> None:
     net = network(conv(4), IMAGES)
     weight = torch.ones(4, 3, 3, 3)
@@ -229,7 +251,9 @@ def test_weights_alone_are_refused() -> None:
         PruneFilters().run(Network({"a.weight": torch.ones(4, 4)}))
 
 
-@pytest.mark.parametrize("wrong", [{"density": 1.1}, {"rank": "l2"}, {"per": "filter"}, {"multiple": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"density": 1.1}, {"density": {"fc1": -1}}, {"rank": "l2"}, {"per": "filter"}, {"multiple": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"prune-filters.{next(iter(wrong))} = "):
         PruneFilters(**wrong)
