@@ -33,7 +33,9 @@ from deepcomp.serializer import write
 from deepcomp.steps import Step
 
 NETWORKS = ("resnet20", "mobilenet")
-BITS = ((4, 8), (4, 4), (2, 8), (8, 8))  # of weights and activations
+# Of weights, of activations, and of the first and the last layer, the inputs and the outputs (0: as the others)
+BITS = {"W8A8": (8, 8, 0), "W4A8": (4, 8, 0), "W4A4-ends8": (4, 4, 8), "W4A4": (4, 4, 0), "W2A8": (2, 8, 0)}
+BOUNDS = {"W4A8": 0.3, "W4A4-ends8": 1.5}  # points below fp32, of ResNet-20 with a scale a channel
 PER = ("tensor", "channel")
 Found = list[float]
 
@@ -75,30 +77,31 @@ class Bench:
         return statistics.fmean(self.float) - statistics.fmean(found)
 
 
-def grids(weights: int, activations: int, per: str, range: str = "mse", of_activations: str = "mse") -> list[Step]:
-    """Weights and activations on grids."""
+def grids(widths: str, per: str, range: str = "mse", of_activations: str = "mse") -> list[Step]:
+    """Weights and activations on grids; of as many bits as `BITS` has under that name."""
+    weights, activations, ends = BITS[widths]
     return [
-        step("quantize", bits=weights, per=per, range=range),
-        step("quantize-activations", bits=activations, range=of_activations),
+        step("quantize", bits=weights, ends=ends, per=per, range=range),
+        step("quantize-activations", bits=activations, ends=ends, range=of_activations),
     ]
 
 
-def recipe(weights: int, activations: int, per: str) -> tuple[list[Step], list[Step]]:
+def recipe(widths: str, per: str) -> tuple[list[Step], list[Step]]:
     """Steps before training and behind it: batch norms become part of the scales where each channel has its own."""
-    fold, steps = step("fold-bn"), grids(weights, activations, per)
+    fold, steps = step("fold-bn"), grids(widths, per)
     return (steps, [fold]) if per == "channel" else ([fold, step("equalize"), *steps], [])
 
 
 def norms(bench: Bench) -> None:
     """What becomes of batch norms."""
     rows = []
-    for pair in ((4, 8), (4, 4)):
+    for widths in ("W4A8", "W4A4"):
         ways = {
-            "folded, per tensor": bench.both(*recipe(*pair, "tensor")),
-            "folded, per channel": bench.both([step("fold-bn"), *grids(*pair, "channel")]),
-            "kept, merged behind, per channel": bench.both(*recipe(*pair, "channel")),
+            "folded, per tensor": bench.both(*recipe(widths, "tensor")),
+            "folded, per channel": bench.both([step("fold-bn"), *grids(widths, "channel")]),
+            "kept, merged behind, per channel": bench.both(*recipe(widths, "channel")),
         }
-        rows += [[f"W{pair[0]}A{pair[1]}, {name}", *map(cell, found)] for name, found in ways.items()]
+        rows += [[f"{widths}, {name}", *map(cell, found)] for name, found in ways.items()]
     table(["batch norms", "before", "trained"], rows)
 
 
@@ -107,10 +110,10 @@ def starts(bench: Bench) -> None:
     rows = []
     fold, equalize = step("fold-bn"), step("equalize")
     for range in ("min-max", "mse", "lsq"):
-        found = bench.both([fold, equalize, *grids(4, 8, "tensor", range)])
+        found = bench.both([fold, equalize, *grids("W4A8", "tensor", range)])
         rows.append([f"W4A8, weights {range}", *map(cell, found)])
     for range in ("min-max", "mse", "lsq"):
-        found = bench.both([fold, equalize, *grids(4, 4, "tensor", "mse", range)])
+        found = bench.both([fold, equalize, *grids("W4A4", "tensor", "mse", range)])
         rows.append([f"W4A4, activations {range}", *map(cell, found)])
     table(["start, per tensor", "before", "trained"], rows)
 
@@ -119,7 +122,7 @@ def equalization(bench: Bench) -> None:
     """Whether equalisation and bias correction come first, with one scale a layer."""
     rows = []
     fold, equalize, correct = step("fold-bn"), step("equalize"), step("correct-bias", by="data")
-    weights, activations = grids(4, 8, "tensor")
+    weights, activations = grids("W4A8", "tensor")
     ways: dict[str, list[Step]] = {
         "as trained": [fold, weights, activations],
         "equalised": [fold, equalize, weights, activations],
@@ -134,23 +137,22 @@ def equalization(bench: Bench) -> None:
 def bits(bench: Bench) -> None:
     """The recipe: bits against granularity."""
     rows = []
-    bounds = {(4, 8): 0.3, (4, 4): 1.5}
     for per in bench.options.per:
-        for pair in BITS:
-            before, trained = bench.both(*recipe(*pair, per))
-            name = f"W{pair[0]}A{pair[1]}, per {per}"
+        for widths in bench.options.bits:
+            before, trained = bench.both(*recipe(widths, per))
+            name = f"{widths}, per {per}"
             rows.append([name, cell(before), cell(trained), f"{bench.gap(trained):+.2f}"])
             gained = statistics.fmean(trained) - statistics.fmean(before)
             check(f"{name}: points gained by training", gained, 0, at_most=False)
-            if per == "channel" and pair in bounds and bench.subject.model == "resnet20":
-                check(f"{name}: points below fp32", bench.gap(trained), bounds[pair])
+            if per == "channel" and widths in BOUNDS and bench.subject.model == "resnet20":
+                check(f"{name}: points below fp32", bench.gap(trained), BOUNDS[widths])
     table(["", "before", "trained", "below fp32"], rows)
 
 
 def files(bench: Bench) -> None:
     """Batch norms that trained along, in a file of their own and merged into the scales, in every runtime."""
     test, rows, outputs = bench.data, [], []
-    net = through(bench.subject, test, [*grids(4, 8, "channel"), bench.train()])
+    net = through(bench.subject, test, [*grids("W4A8", "channel"), bench.train()])
     inputs = next(iter(batches(test.test, 256)))[0]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("kept", "merged"):
@@ -177,6 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Quantisation-aware training beside Nagel et al. 2021.")
     parser.add_argument("what", nargs="*", metavar="SECTION or NETWORK", help="of " + ", ".join([*SECTIONS, *NETWORKS]))
     parser.add_argument("--per", nargs="+", choices=PER, default=PER, help="what shares a scale, in `bits`")
+    parser.add_argument("--bits", nargs="+", choices=[*BITS], default=[*BITS], help="of weights and activations")
     parser.add_argument("--items", type=int, default=0, help="test images, the first ones (default: all)")
     parser.add_argument("--images", type=int, default=0, help="training images, the first ones (default: all)")
     parser.add_argument("--epochs", type=int, default=2, help="of training (default: %(default)s)")
