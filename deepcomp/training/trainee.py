@@ -18,7 +18,8 @@ from deepcomp.network import Network
 from deepcomp.runtime.interpreter import Interpreter
 from deepcomp.training.quantizers import ActivationQuantizer, LevelQuantizer, WeightQuantizer, learning
 from deepcomp.training.ranges import Range, Scale
-from deepcomp.weights import Mask
+from deepcomp.weights import Form, Mask, Raw
+from deepcomp.weights.exact import exact
 
 __all__ = ["Trainee"]
 
@@ -50,7 +51,12 @@ class Trainee(nn.Module):
             raise UsageError("training needs the network itself, weights alone were given")
         self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
         self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
-        self._own = dict(net.forms)  # as the network holds them; `self.forms` has them as they learn
+        buffers = dict(self.module.named_buffers())
+        self._kept = {name: form for name, form in net.forms.items() if name in buffers}  # statistics: no gradient
+        for name, form in self._kept.items():
+            buffers[name].copy_(form.dense())
+        # The others as the network holds them; `self.forms` has them as they learn
+        self._own = {name: form for name, form in net.forms.items() if name not in buffers}
         chosen = set(net.names(layers, skip))
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(parameter.requires_grad and name in chosen and name not in net.forms)
@@ -125,11 +131,15 @@ class Trainee(nn.Module):
             if isinstance(part, WeightQuantizer | LevelQuantizer):
                 part.settle()
         state = self.module.state_dict()
+        for name, form in self._kept.items():
+            if not _same(state[name], form.dense()):
+                net.update(name, state[name].clone())
+                net.store(name, _again(form, state[name]))
         with torch.no_grad():
-            for name, form in self._own.items():
+            for name, form in net.forms.items():
                 state[name].copy_(form.dense())
         for name, tensor in state.items():
-            if name in net.tensors and name not in self._own and not _same(tensor, net.tensors[name]):
+            if name in net.tensors and name not in net.forms and not _same(tensor, net.tensors[name]):
                 net.update(name, tensor)
         net.module = self.module
         if self._grids:
@@ -149,6 +159,13 @@ class Trainee(nn.Module):
         found = self.activations[str(place)]
         assert isinstance(found, ActivationQuantizer)
         return found
+
+
+def _again(form: Form, tensor: Tensor) -> Form:
+    """A form for what has taken the place of a tensor: no wider than its own."""
+    if isinstance(form, Raw) and form.stored != form.dtype:
+        return Raw(tensor, form.stored)
+    return exact(tensor)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

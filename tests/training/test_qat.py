@@ -24,9 +24,10 @@ from deepcomp.steps.prune import Prune
 from deepcomp.steps.quantize import Quantize
 from deepcomp.steps.quantize_activations import QuantizeActivations
 from deepcomp.steps.quantize_levels import QuantizeLevels
+from deepcomp.steps.store import Store
 from deepcomp.training import Plan, checkpoints, train
 from deepcomp.training.trainee import Trainee
-from deepcomp.weights import Grid, Mask
+from deepcomp.weights import Grid, Mask, Raw
 
 QUICK = Plan(epochs=2, batch=16, rate=0.01, choose="last")
 
@@ -211,6 +212,20 @@ def test_batch_norms_kept_in_training_merge_into_scales(make: Callable[[], nn.Mo
     assert not said["skipped"]
     assert all(torch.equal(net.forms[name].offsets().abs(), held) for name, held in integers.items())  # type: ignore[operator]
     assert float((outputs(net) - before).abs().max() / before.abs().max()) < 1e-4
+
+
+def test_statistics_that_are_stored_in_halves_are_learnt_and_stored_in_halves() -> None:
+    net = prepared(Store(dtype="float16", vectors=True), Quantize(bits=4))
+    before = {name: net.forms[f"norm_a.{name}"].dense() for name in ("running_mean", "num_batches_tracked")}
+    train(net, QUICK)
+    mean, count = net.forms["norm_a.running_mean"], net.forms["norm_a.num_batches_tracked"]
+    assert isinstance(mean, Raw)
+    assert mean.stored == torch.float16
+    assert not torch.equal(mean.dense(), before["running_mean"])
+    assert int(count.dense()) - int(before["num_batches_tracked"]) == 12
+    assert net.module is not None
+    for name, form in net.forms.items():
+        assert torch.equal(net.module.state_dict()[name], form.dense())
 
 
 # ---------------------------------------------------------------- files
