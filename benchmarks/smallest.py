@@ -74,7 +74,9 @@ class Subject:
     price : float
         At which ideas are taken away one by one.
     prices : tuple of float
-        Of the curve, doubling: each starts from what the one before has left.
+        Of the curve.
+    first : float
+        Those above it start, by doubling, from what is left at the price before.
     settings : dict
         Of the recipe.
     published : dict of str to (float, float)
@@ -87,6 +89,7 @@ class Subject:
     name: str
     price: float
     prices: tuple[float, ...]
+    first: float
     settings: dict[str, Any]
     published: dict[str, tuple[float, float]] = field(default_factory=dict)
     untrained: tuple[float, ...] = ()
@@ -98,8 +101,7 @@ class Subject:
 
     def recipe(self, epochs: int | None) -> str:
         own = self.settings if epochs is None else {**self.settings, "epochs": epochs, "warm_epochs": epochs}
-        first, prices = self.prices[0], list(self.prices)
-        return RECIPE.format(price=self.price, first=first, prices=prices, **own)
+        return RECIPE.format(price=self.price, first=self.first, prices=list(self.prices), **own)
 
     def ideas(self) -> dict[str, dict[str, Any]]:
         """What to change in the recipe, which trains for one price alone."""
@@ -124,8 +126,9 @@ class Subject:
 SUBJECTS = {
     "lenet-300-100": Subject(
         "lenet-300-100",
-        1.2e-6,
-        (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
+        1e-6,
+        (6e-7, 1e-6, 1.4e-6, 2e-6, 2.8e-6, 4e-6),
+        1e-6,
         {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none"},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
@@ -138,6 +141,7 @@ SUBJECTS = {
         "lenet-5",
         4e-6,
         (1e-6, 2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
+        1e-6,
         {"first_of_all": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic"},
         {
             "Deep Compression (Han et al. 2016)": (39, 0.74),
@@ -152,8 +156,9 @@ SUBJECTS = {
     ),
     "resnet20": Subject(
         "resnet20",
-        1e-6,
-        (5e-7, 1e-6, 2e-6, 4e-6),
+        8e-6,
+        (4e-6, 8e-6, 1.6e-5, 3.2e-5),
+        4e-6,
         {"first_of_all": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop"},
         untrained=(2e-7, 5e-7, 1e-6, 2e-6),
         data="cifar10",
