@@ -48,6 +48,7 @@ RECIPE = """
 do = "rate-train"
 price = {price}
 first = {first}
+coarse = {coarse}
 epochs = {epochs}
 warm_epochs = {warm_epochs}
 rate = {rate}
@@ -129,7 +130,7 @@ SUBJECTS = {
         1e-6,
         (6e-7, 1e-6, 1.4e-6, 2e-6, 2.8e-6, 4e-6),
         1e-6,
-        {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none"},
+        {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
             "soft weight-sharing (Ullrich et al. 2017), from memory": (64, 1.94),
@@ -142,7 +143,7 @@ SUBJECTS = {
         4e-6,
         (1e-6, 2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
         1e-6,
-        {"first_of_all": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic"},
+        {"first_of_all": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (39, 0.74),
             "soft weight-sharing (Ullrich et al. 2017), quoted": (162, 0.97),
@@ -156,10 +157,10 @@ SUBJECTS = {
     ),
     "resnet20": Subject(
         "resnet20",
-        8e-6,
-        (4e-6, 8e-6, 1.6e-5, 3.2e-5),
-        4e-6,
-        {"first_of_all": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop"},
+        1e-5,
+        (5e-6, 1e-5, 2e-5, 4e-5),
+        5e-6,
+        {"first_of_all": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop", "coarse": 0.3},
         untrained=(2e-7, 5e-7, 1e-6, 2e-6),
         data="cifar10",
     ),
@@ -354,7 +355,7 @@ def main() -> int:
     parser.add_argument(
         "--epochs", type=int, help="of each training, for a quick look (default: as the recipe has them)"
     )
-    parser.add_argument("--images", type=int, default=20000, help="that ResNet-20 trains on (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=10000, help="that ResNet-20 trains on (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where files are kept, and found again")
     parser.add_argument("--drawings", type=Path, default=DRAWINGS, help="where they go (default: docs/figures)")
     options = parser.parse_args()

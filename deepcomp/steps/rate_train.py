@@ -59,7 +59,7 @@ class RateTrain(Plan, Step):
     price: float = 1e-6
     warmup: float = 0.04
     choose: str = "last"
-    coarse: float = 1.0
+    coarse: float = 0.5
     vectors: float = 0.1
     first: float = 0.0
     warm_epochs: int = 8
