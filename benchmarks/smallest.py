@@ -127,9 +127,9 @@ class Subject:
 SUBJECTS = {
     "lenet-300-100": Subject(
         "lenet-300-100",
-        1e-6,
-        (6e-7, 1e-6, 1.4e-6, 2e-6, 2.8e-6, 4e-6),
-        1e-6,
+        1.2e-6,
+        (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
+        3e-7,
         {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
