@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,6 +172,15 @@ def test_a_checkpoint_has_the_error_its_metadata_says(request, name, data, limit
     error = 100 - evaluate(model, found).value
     assert error <= limit
     assert error == pytest.approx(facts["test_error"], abs=1.5 * 100 / len(found.test))  # one image may round over
+
+
+@pytest.mark.parametrize(("name", "limit", "ratio"), [("lenet-300-100", 1.65, 210), ("lenet-5", 0.9, 1100)])
+def test_a_smallest_file_runs_in_a_fresh_process_and_keeps_its_bounds(data_dir, name, limit, ratio):
+    path = CHECKPOINTS / f"{name}.smallest.dcz"
+    command = [sys.executable, "-m", "deepcomp", "evaluate", str(path), "--data", "mnist", "--json"]
+    said = subprocess.run([*command, "--data-dir", str(data_dir)], check=True, capture_output=True, text=True).stdout
+    assert 100 - json.loads(said)["value"] <= limit
+    assert (CHECKPOINTS / f"{name}.safetensors").stat().st_size / path.stat().st_size >= ratio
 
 
 @pytest.mark.slow
