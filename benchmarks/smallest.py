@@ -275,7 +275,7 @@ def curve(bench: Bench) -> None:
         heading(f"{subject.name}: the recipe `feedback`, without training")
         table(columns, [[f"{point.price:g}", *_cells([point])] for point in without])
         show(f"fp32, trained for {subject.settings['epochs']} epochs, test error, %", f"{bench.trained():.2f}")
-        _draw(bench, by_price, {"without training": [(point.bytes, point.test) for point in without]})
+        _draw(bench, by_price, {"feedback, without training": [(point.bytes, point.test) for point in without]})
         return
     size = subject.weights.stat().st_size
     _draw(bench, by_price, {who: [(size / ratio, error)] for who, (ratio, error) in subject.published.items()})
@@ -306,7 +306,7 @@ SECTIONS = {"curve": curve, "ideas": ideas}
 
 def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[tuple[float, float]]]) -> None:
     """Test errors against sizes: all our files, a line through the means, and those of others."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
     axes = figure.subplots()
     means = [
         (statistics.fmean(p.bytes for p in found), statistics.fmean(p.test for p in found)) for found in ours.values()
@@ -314,8 +314,8 @@ def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[t
     axes.plot(*zip(*means, strict=True), "o-", ms=4, lw=1, color="C0", label="smallest: mean of the seeds")
     files = [(point.bytes, point.test) for found in ours.values() for point in found]
     axes.plot(*zip(*files, strict=True), "o", ms=2, color="C0", alpha=0.5)
-    for (who, found), mark in zip(others.items(), "s^Dv*Xp", strict=False):
-        axes.plot(*zip(*found, strict=True), mark + "-", ms=6, lw=1, label=who)
+    for number, (who, found) in enumerate(others.items()):
+        axes.plot(*zip(*found, strict=True), "s^Dv*XpPh<>"[number] + "-", ms=6, lw=1, color=f"C{number + 1}", label=who)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
@@ -324,7 +324,7 @@ def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[t
     axes.set_ylabel("test error, %")
     axes.set_title(bench.subject.name)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     with matplotlib.rc_context(STYLE):
         figure.savefig(bench.options.drawings / f"smallest-{bench.subject.name}.svg", metadata={"Date": None})
 
