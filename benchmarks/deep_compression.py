@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from drawings import DRAWINGS
 from figures import figure_5, sensitivity, starts
 from imagenet import alexnet, vgg_16
 from lenets import lenet_5, lenet_300_100
@@ -26,7 +27,6 @@ SECTIONS = {
     "starts": starts,
     "sensitivity": sensitivity,
 }
-DRAWINGS = Path(__file__).parents[1] / "docs" / "figures"
 
 
 def main() -> int:

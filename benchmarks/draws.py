@@ -10,7 +10,7 @@ from subjects import SUBJECTS, Subject, score, through
 
 from deepcomp.steps import STEPS, Step
 
-__all__ = ["Draws", "Figures", "asked", "cell", "gain", "step"]
+__all__ = ["Draws", "Figures", "asked", "cell", "gain", "spread", "step"]
 
 Figures = list[float]  # accuracies in percent or perplexities, one for each draw of calibration data
 
@@ -51,10 +51,15 @@ def gain(found: Figures, than: Figures, images: bool) -> float:
     return a - b if images else 100 * (b - a) / b
 
 
+def spread(found: Sequence[float], form: str) -> str:
+    """The mean, with the least and the greatest where there are several."""
+    mean, least, most = (format(value, form) for value in (statistics.fmean(found), min(found), max(found)))
+    return mean if len(found) == 1 else f"{mean} ({least} to {most})"
+
+
 def cell(found: Figures) -> str:
-    """Their mean, with the least and the greatest where there are several."""
-    mean = f"{statistics.fmean(found):.2f}"
-    return mean if len(found) == 1 else f"{mean} ({min(found):.2f} to {max(found):.2f})"
+    """The spread of accuracies or perplexities."""
+    return spread(found, ".2f")
 
 
 def step(do: str, **settings: object) -> Step:

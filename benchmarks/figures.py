@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from drawings import STYLE, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from runs import CHECKPOINTS, run
@@ -50,7 +51,6 @@ SCAN = '[[step]]\ndo = "prune"\ntolerance = {}\n'
 
 COLOURS = ("#4269d0", "#d97706", "#3b8f5a", "#c2385a")
 MARKS = ("o", "s", "^", "D")
-STYLE = {"svg.hashsalt": "deepcomp", "svg.fonttype": "path"}  # the same drawing, the same bytes
 
 Network = Path | nn.Module
 Point = tuple[float, float]
@@ -231,7 +231,5 @@ def _lines(axes: Axes, curves: dict[str, list[Point]]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
     show("drawn", path.name)

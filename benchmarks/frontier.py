@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from drawings import DRAWINGS, kilobytes, save
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from peers import load_nncodec, nncodec
 from subjects import SUBJECTS, Subject, score, through
 from timing import check, finish, heading, machine, show, table
@@ -48,7 +47,6 @@ METHODS: dict[str, tuple[str, Sequence[Any]]] = {
 DIAL = {"feedback": "quantize-feedback.price"}
 NNCODEC = [(qp, rdo) for qp in (-34, -30, -26, -24, -22, -20, -18) for rdo in (0.0, 1.0)]
 SHOWN = 8.0  # points or percent lost at most, in the drawing
-STYLE = {"svg.hashsalt": "deepcomp", "svg.fonttype": "path"}  # the same drawing, the same bytes
 RATIOS = {"resnet20": 0.7, "transformer": 0.75}  # of NNCodec's bytes at the same quality: what is wanted
 
 
@@ -146,17 +144,12 @@ def _draw(bench: Bench, curves: dict[str, list[Point]], path: Path) -> None:
         shown = sorted((p for p in points if bench.loss(p) <= SHOWN), key=lambda p: p.size)
         axes.plot([p.size for p in shown], [p.quality for p in shown], mark + "-", ms=4, lw=1, label=name)
     axes.axhline(bench.float, color="grey", lw=0.8, ls="--", label="fp32")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("file, kB")
+    kilobytes(axes, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
     axes.set_ylabel("accuracy, %" if bench.images else "perplexity")
     axes.set_title(f"{bench.subject.title}, without training")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def _told(method: str, points: Iterator[Point]) -> Iterator[Point]:
@@ -171,7 +164,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help="of " + ", ".join(SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside NNCodec")
     parser.add_argument("--items", type=int, default=0, help="test items, the first ones (default: all)")
-    parser.add_argument("--drawings", type=Path, default=Path(__file__).parents[1] / "docs/figures")
+    parser.add_argument("--drawings", type=Path, default=DRAWINGS)
     options = parser.parse_args()
     if unknown := set(options.networks) - {*SUBJECTS}:
         parser.error(f"{min(unknown)}: one of {', '.join(SUBJECTS)} expected")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import published
+from draws import spread
 from runs import CHECKPOINTS, run
 from timing import check, data_folder, heading, show, table
 from torch import Tensor
@@ -220,19 +221,13 @@ def _show_networks(paper: published.Network, found: dict[str, list[Run]]) -> Non
     rows = [["the paper", f"{before:.2f} → {after:.2f} %", f"{1e6 * paper.size[1]:,.0f}", f"{paper.ratio} ×", "", ""]]
     for what, runs in found.items():
         cells = [
-            f"{runs[0].error_before:.2f} → {_spread([run.error for run in runs], '.2f')} %",
-            _spread([run.bytes for run in runs], ",.0f"),
-            f"{_spread([run.ratio for run in runs], '.1f')} ×",
-            _spread([run.huffman for run in runs], ",.0f"),
-            f"{_spread([run.huffman_ratio for run in runs], '.1f')} ×",
+            f"{runs[0].error_before:.2f} → {spread([run.error for run in runs], '.2f')} %",
+            spread([run.bytes for run in runs], ",.0f"),
+            f"{spread([run.ratio for run in runs], '.1f')} ×",
+            spread([run.huffman for run in runs], ",.0f"),
+            f"{spread([run.huffman_ratio for run in runs], '.1f')} ×",
         ]
         rows.append([what, *cells])
     table(["", "test error", "bytes", "ratio", "bytes, Huffman alone", "ratio"], rows)
     print()
     show("seeds", len(next(iter(found.values()))))
-
-
-def _spread(values: list[float], form: str) -> str:
-    """The mean, and the range where there is one."""
-    least, mean, most = (format(value, form) for value in (min(values), statistics.mean(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({least} to {most})"

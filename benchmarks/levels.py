@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from draws import spread
 from runs import CHECKPOINTS, run
 from timing import check, data_folder, finish, heading, machine, table
 
@@ -87,9 +88,9 @@ def _row(network: str, levels: str, files: Sequence[dict[str, Any]]) -> list[str
     before = 100 - files[0]["metric"]["before"]
     return [
         levels,
-        f"{before:.2f} → {_spread(errors, '.2f')}",
-        _spread(bits, ".3f"),
-        _spread(sizes, ",.0f"),
+        f"{before:.2f} → {spread(errors, '.2f')}",
+        spread(bits, ".3f"),
+        spread(sizes, ",.0f"),
         f"{ratio:.1f} ×",
     ]
 
@@ -98,11 +99,6 @@ def _bits(report: dict[str, Any]) -> float:
     """Of the streams of levels, per weight."""
     weights = [tensor for tensor in report["tensors"] if tensor["form"] == "scaled"]
     return 8 * sum(tensor["parts"]["q"] for tensor in weights) / sum(math.prod(tensor["shape"]) for tensor in weights)
-
-
-def _spread(found: Sequence[float], form: str) -> str:
-    mean, least, most = (format(value, form) for value in (statistics.fmean(found), min(found), max(found)))
-    return mean if len(found) == 1 else f"{mean} ({least} to {most})"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The smallest files: the recipe `smallest` beside published ones, and what each of its ideas is worth.
 
-`benchmarks/smallest.py [SECTION …] [NETWORK …]`; sections are `curve` and `ideas` (of the LeNets). These are trained
-on MNIST's images 0 to 54,999 from the weights in `checkpoints/`; whatever is chosen is chosen on images 55,000 to
-59,999, and test errors are shown beside it. ResNet-20 stands beside files of `feedback`, which does not train, and the
-network in fp32 trained as long on the same images, the first `--images`: training alone lifts it. Bytes are of the
-whole file: weights, biases, steps, names, operations, checksums. For other coders of the same symbols give the files in
-`--folder` to `benchmarks/coder.py`.
+`benchmarks/smallest.py [SECTION …] [NETWORK …]`; sections are `curve`, and of the LeNets `files`, those in
+`checkpoints/`, and `ideas`. LeNets are trained on MNIST's images 0 to 54,999 from the weights in `checkpoints/`;
+whatever is chosen is chosen on images 55,000 to 59,999, and test errors are shown beside it. ResNet-20 stands beside
+files of `feedback`, which does not train, and the network in fp32 trained as long on the same images, the first
+`--images`: training alone lifts it. Bytes are of the whole file: weights, biases, steps, names, operations, checksums.
+For other coders of the same symbols give the files in `--folder` to `benchmarks/coder.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from draws import step
+from drawings import DRAWINGS, kilobytes, save
+from draws import spread, step
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from runs import CHECKPOINTS, run
 from subjects import SUBJECTS as NETWORKS
 from subjects import decoded, score, through
@@ -39,10 +38,9 @@ from deepcomp.model.datasets import load_data
 from deepcomp.model.evaluate import evaluate
 
 HELD = 5000
-DRAWINGS = Path(__file__).parents[1] / "docs" / "figures"
-STYLE = {"svg.hashsalt": "deepcomp", "svg.fonttype": "path"}  # the same drawing, the same bytes
+BOUNDS = {"lenet-300-100": (210, 1.65), "lenet-5": (1100, 0.9)}  # of `files`: ratio, test error in percent
 RECIPE = """
-{first_of_all}
+{before}
 
 [[step]]
 do = "rate-train"
@@ -85,6 +83,7 @@ class Subject:
     untrained : tuple of float
         Prices of `feedback` files to stand beside.
     data : str
+        What `load_data` knows it as.
     """
 
     name: str
@@ -118,7 +117,7 @@ class Subject:
             "from a quarter of the price, by warm starts": {"rate-train.first": self.price / 4},
             "a teacher, half of the loss": {"rate-train.distill": 0.5},
             **others,
-            **({"all units there": {"prune-filters.density": 1.0}} if self.settings["first_of_all"] else {}),
+            **({"all units there": {"prune-filters.density": 1.0}} if self.settings["before"] else {}),
             "no price, steps learnt alone": {"rate-train.price": 0.0},
             "Huffman, rANS": {"code.coder": "fast"},
         }
@@ -130,7 +129,7 @@ SUBJECTS = {
         1.2e-6,
         (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
         3e-7,
-        {"first_of_all": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none", "coarse": 1.0},
+        {"before": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
             "soft weight-sharing (Ullrich et al. 2017), from memory": (64, 1.94),
@@ -143,7 +142,7 @@ SUBJECTS = {
         4e-6,
         (1e-6, 2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
         1e-6,
-        {"first_of_all": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic", "coarse": 1.0},
+        {"before": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (39, 0.74),
             "soft weight-sharing (Ullrich et al. 2017), quoted": (162, 0.97),
@@ -160,7 +159,7 @@ SUBJECTS = {
         1e-5,
         (5e-6, 1e-5, 2e-5, 4e-5),
         5e-6,
-        {"first_of_all": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop", "coarse": 0.3},
+        {"before": FOLD, "epochs": 3, "warm_epochs": 2, "rate": 1e-3, "augment": "flip-crop", "coarse": 0.3},
         untrained=(2e-7, 5e-7, 1e-6, 2e-6),
         data="cifar10",
     ),
@@ -291,6 +290,18 @@ def curve(bench: Bench) -> None:
     table(["published", "ratio", "test error", "our bytes", "ratio", "held-out error, %", "test error, %"], rows)
 
 
+def files(bench: Bench) -> None:
+    """The file in `checkpoints/`."""
+    subject, path = bench.subject, CHECKPOINTS / f"{bench.subject.name}.smallest.dcz"
+    module, size = deepcomp.load(path), path.stat().st_size
+    held, test = (100 - evaluate(module, data).value for data in (bench.held, bench.data))
+    ratio, (least, most) = subject.weights.stat().st_size / size, BOUNDS[subject.name]
+    heading(path.name)
+    table(["bytes", "ratio", "held-out error, %", "test error, %"], [_cells([Point(0.0, size, ratio, held, test)])])
+    check(f"{path.name}: ratio", ratio, least, at_most=False, unit=" ×")
+    check(f"{path.name}: test error", test, most, unit=" %")
+
+
 def ideas(bench: Bench) -> None:
     """One price, one idea changed at a time."""
     subject, seeds = bench.subject, bench.options.seeds
@@ -301,7 +312,7 @@ def ideas(bench: Bench) -> None:
     table(["", "bytes", "ratio", "held-out error, %", "test error, %"], rows)
 
 
-SECTIONS = {"curve": curve, "ideas": ideas}
+SECTIONS = {"curve": curve, "files": files, "ideas": ideas}
 
 
 def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[tuple[float, float]]]) -> None:
@@ -316,17 +327,12 @@ def _draw(bench: Bench, ours: dict[float, list[Point]], others: dict[str, list[t
     axes.plot(*zip(*files, strict=True), "o", ms=2, color="C0", alpha=0.5)
     for number, (who, found) in enumerate(others.items()):
         axes.plot(*zip(*found, strict=True), "s^Dv*XpPh<>"[number] + "-", ms=6, lw=1, color=f"C{number + 1}", label=who)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("file, kB")
+    kilobytes(axes, (1, 1.5, 2, 3, 5, 7))
     axes.set_ylabel("test error, %")
     axes.set_title(bench.subject.name)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(bench.options.drawings / f"smallest-{bench.subject.name}.svg", metadata={"Date": None})
+    save(figure, bench.options.drawings / f"smallest-{bench.subject.name}.svg")
 
 
 def _at(points: Sequence[Point], price: float) -> Point:
@@ -335,16 +341,11 @@ def _at(points: Sequence[Point], price: float) -> Point:
 
 def _cells(points: Sequence[Point]) -> list[str]:
     return [
-        _spread([point.bytes for point in points], ",.0f"),
-        f"{_spread([point.ratio for point in points], '.0f')} ×",
-        _spread([point.held for point in points], ".2f"),
-        _spread([point.test for point in points], ".2f"),
+        spread([point.bytes for point in points], ",.0f"),
+        f"{spread([point.ratio for point in points], '.0f')} ×",
+        spread([point.held for point in points], ".2f"),
+        spread([point.test for point in points], ".2f"),
     ]
-
-
-def _spread(found: Sequence[float], form: str) -> str:
-    mean, least, most = (format(value, form) for value in (statistics.fmean(found), min(found), max(found)))
-    return mean if len(found) == 1 else f"{mean} ({least} to {most})"
 
 
 def main() -> int:
@@ -368,8 +369,8 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name in [name for name in options.what if name in SUBJECTS] or SUBJECTS:
             bench = Bench(SUBJECTS[name], folder, options)
-            sections = [section for section in options.what if section in SECTIONS] or SECTIONS
-            for section in sections if bench.subject.published else ["curve"]:
+            asked = [section for section in options.what if section in SECTIONS] or [*SECTIONS]
+            for section in asked if bench.subject.published else {*asked} & {"curve"}:
                 SECTIONS[section](bench)
     return finish()
 
