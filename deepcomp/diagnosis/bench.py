@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepcomp.diagnosis.findings import Outcome
 from deepcomp.errors import InputError, UsageError, blaming
 from deepcomp.model.data import Data, batches, draw
-from deepcomp.model.evaluate import Score, call, drop, evaluate, evaluating
+from deepcomp.model.evaluate import Score, call, drop, evaluate, evaluating, numbers
 
 __all__ = ["CHANGE", "Bench", "Run"]
 
@@ -132,9 +132,7 @@ class _Heard(nn.Module):
         self.module, self.outputs, self._room = module, list[Tensor](), _KEPT
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        out = call(self.module, kwargs or args)
-        if bad := int(out.isnan().sum()):
-            raise InputError(f"{type(self.module).__name__}: {bad} of {out.numel()} outputs of a batch are NaN")
+        out = numbers(self.module, call(self.module, kwargs or args))
         if self._room > 0:
             self.outputs.append(out.detach().cpu())
             self._room -= out.numel()

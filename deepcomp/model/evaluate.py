@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepcomp.errors import InputError, UsageError, blaming
 from deepcomp.model.data import Data, Inputs, MapStyle, batches, draw
 
-__all__ = ["IGNORED", "Score", "call", "drop", "evaluate", "evaluating", "leading", "output_change"]
+__all__ = ["IGNORED", "Score", "call", "drop", "evaluate", "evaluating", "leading", "numbers", "output_change"]
 
 IGNORED = -100  # a target that does not count, as in torch's cross_entropy
 _ITEMS, _POSITIONS = 64, 2048  # at most so many of either a batch: logits of a vocabulary are large
@@ -98,12 +98,29 @@ def leading(output: Any, name: str) -> Tensor:
     raise InputError(f"{name}: a {type(output).__name__} without a tensor came out of the network")
 
 
-def _numbers(module: nn.Module, inputs: Inputs) -> Tensor:
-    """The outputs, on the CPU; NaN would compare as neither better nor worse, so it is an error."""
-    outputs = call(module, inputs).cpu()
+def numbers(module: nn.Module, outputs: Tensor) -> Tensor:
+    """The outputs of a network as they are, unless there is NaN among them, which would be neither better nor worse.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    outputs : Tensor
+        What `call` gave, of any shape.
+
+    Raises
+    ------
+    InputError
+        An output is NaN; the first tensor of the network with NaN is named too.
+    """
     if bad := int(outputs.isnan().sum()):
-        raise InputError(f"{type(module).__name__}: {bad} of {outputs.numel()} outputs of a batch are NaN")
+        counts = ((name, int(tensor.isnan().sum()), tensor.numel()) for name, tensor in module.state_dict().items())
+        where = next((f"; so are {found} of {size} values of {name}" for name, found, size in counts if found), "")
+        raise InputError(f"{type(module).__name__}: {bad} of {outputs.numel()} outputs of a batch are NaN{where}")
     return outputs
+
+
+def _numbers(module: nn.Module, inputs: Inputs) -> Tensor:
+    return numbers(module, call(module, inputs).cpu())
 
 
 def _batch_size(dataset: MapStyle) -> int:

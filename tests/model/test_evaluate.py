@@ -118,6 +118,15 @@ def test_data_without_a_metric_cannot_be_evaluated(randn):
         evaluate(*tabled(randn(3, 2), torch.zeros(3), None))
 
 
+def test_nan_weights_behind_nan_outputs_are_named():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    items = [(torch.ones(4), torch.tensor(0))] * 8
+    with torch.no_grad():
+        net[1].weight[0, 1] = math.nan
+    with pytest.raises(InputError, match=r"8 of 24 outputs of a batch are NaN; so are 1 of 9 values of 1\.weight$"):
+        evaluate(net, Data(items, items, "accuracy"))
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 @pytest.mark.parametrize(
     ("outputs", "targets", "words"),
