@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcomp import wire
-from deepcomp.container.record import GRAPH, METADATA, TENSOR
+from deepcomp.container.record import GRAPH, METADATA, MOST_DIMENSIONS, TENSOR
 from deepcomp.weights import VALUES, Raw, form_class
 from deepcomp.weights.dtypes import DTYPES, DType
 
@@ -35,7 +35,6 @@ PARAMETER, BUFFER, CONSTANT = 0, 1, 2  # roles of a tensor; constants belong to 
 TABLE_TYPES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8", "<f4", "<i1"))
 MAX_METADATA = 1 << 20  # bytes
 _SAME, _TIED = 0x7E, 0x7F  # stand where a form's code stands: the tensor equals, or is, an earlier one
-_MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
 _DECODING = 24  # bytes a symbol that the hungriest coder takes while it decodes an array
 
@@ -101,8 +100,8 @@ class Entry:
 
     def misfit(self) -> str | None:
         """Why no file holds a tensor of this shape; None where one can."""
-        if len(self.shape) > _MOST_DIMENSIONS:
-            return f"{len(self.shape)} dimensions found, at most {_MOST_DIMENSIONS} expected"
+        if len(self.shape) > MOST_DIMENSIONS:
+            return f"{len(self.shape)} dimensions found, at most {MOST_DIMENSIONS} expected"
         if math.prod(max(n, 1) for n in self.shape) * self.dtype.size > _MOST_BYTES:
             return f"impossible shape {self.shape}"
         return None
@@ -140,7 +139,7 @@ class Entry:
         code, role = divmod(cursor.byte(), 4)
         if code not in DTYPES or role not in (PARAMETER, BUFFER, CONSTANT):
             cursor.fail(f"element type {code} of role {role} found")
-        shape = tuple(cursor.varint() for _ in range(cursor.varint(_MOST_DIMENSIONS)))
+        shape = tuple(cursor.varint() for _ in range(cursor.varint(MOST_DIMENSIONS)))
         entry = cls(DTYPES[code], shape, role)
         if wrong := entry.misfit():
             cursor.fail(wrong)

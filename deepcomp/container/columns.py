@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deepcomp.container.record import LONGEST_NAME, MOST_RECORDS, TENSOR, Record
+from deepcomp.container.record import LONGEST_NAME, MOST_DIMENSIONS, MOST_RECORDS, TENSOR, Record
 from deepcomp.wire import Cursor, text, varint
 
 __all__ = ["pack", "unpack"]
@@ -107,7 +107,7 @@ def unpack(cursor: Cursor) -> list[Record]:
 
 
 def _shape(cursor: Cursor) -> bytes:
-    rank = cursor.varint(cursor.left)
+    rank = cursor.varint(MOST_DIMENSIONS)
     return b"".join([varint(rank), *(varint(cursor.varint()) for _ in range(rank))])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GRAPH", "LONGEST_NAME", "METADATA", "MOST_RECORDS", "TENSOR", "Record"]
+__all__ = ["GRAPH", "LONGEST_NAME", "METADATA", "MOST_DIMENSIONS", "MOST_RECORDS", "TENSOR", "Record"]
 
 TENSOR, GRAPH, METADATA = 0, 1, 2  # kinds of record; only tensors have names and bodies
 MOST_RECORDS = 1 << 21
 LONGEST_NAME = 1 << 16  # bytes
+MOST_DIMENSIONS = 32  # of a tensor
 
 
 @dataclass

@@ -102,6 +102,11 @@ def test_columns(data, found, refused_by_both):
     refused_by_both(data, found)
 
 
+def test_dimensions_are_counted_before_they_are_read(refused):
+    data, found = one("524288 found, at most 32", shape="808020" + "01" * (1 << 19))
+    refused(data, found, memory=16 * MB)
+
+
 @pytest.mark.parametrize("length", range(len(columns())))
 def test_columns_that_end_early(length, refused_by_both):
     refused_by_both(seal(b"", in_columns(columns()[:length], PAIR)), "expected|found|left")
