@@ -12,7 +12,9 @@ from limits import limited
 
 import deepcomp
 from deepcomp import entropy, jit
-from deepcomp.entropy.context import Before
+from deepcomp.entropy import context
+from deepcomp.entropy.context import Before, model
+from deepcomp.entropy.context.layout import Layout
 from deepcomp.errors import FormatError
 
 LIVE = bytes.fromhex("04 00 00 00 70 98 59")  # 8 rows of 2, of which 0, 3 and 5 are live
@@ -127,6 +129,23 @@ STREAMS = {
 def test_stream(stream, found, refused_by_both):
     record = codes("w", (2, 8), bytes.fromhex(stream))
     refused_by_both(file(record), rf"tensor 'w' .* symbol stream: .*({found}).* at byte \d+$")
+
+
+@pytest.mark.skipif(not jit.available(), reason="plain Python takes minutes")
+@pytest.mark.parametrize(
+    "shape", [(1 << 23,), (1 << 23, 1), (2, 1 << 22), (2, 1 << 21, 2, 1), (1 << 11, 1 << 10, 2, 2)]
+)
+@pytest.mark.parametrize("code", ["", "80"])
+def test_a_code_that_has_ended_is_not_decoded_on(code, shape):
+    # decisions that are certain cost next to nothing, so what is left of the code is still worth two million
+    layout, code = Layout.of(shape, 1 << 23), np.array([*bytes.fromhex(code)], np.uint8)
+    memory = context._memory(layout, np.zeros(1 << 23, np.int32), code, None, encoding=False, fast=True)
+    told = memory.live_rows, memory.live_planes, memory.live_taps
+    before = [np.count_nonzero(live) for live in told]
+    context._walk(memory, fast=True)
+    assert model.over(memory)
+    assert np.count_nonzero(memory.values) < 1 << 22
+    assert sum(np.count_nonzero(live) for live in told) - sum(before) * (layout.rows == 1) < 1 << 22
 
 
 def test_rows_that_feed_many_are_decoded_once(tmp_path, bounded):

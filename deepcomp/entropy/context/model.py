@@ -6,6 +6,9 @@ bit where it encodes, and tells it where it decodes.
 
 Every function here is plain Python on integers and, compiled as it stands (`kernels`), a kernel of numba: both make
 the same decisions, bit for bit.
+
+A walk ends early where a decoder has read beyond the code, which no valid one lets it: so few bytes cannot keep it
+busy with all the symbols that a file says they stand for.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ MIX_ROW, MIX_PLANE, MIX_TAP, MIX_KERNEL, MIX_SIGN, MIX_SIZE = range(6)
 MIXES = MIX_SIZE + 31
 
 
+def over(m: Memory) -> bool:
+    """Whether more was read than any code may be read beyond its end, or written than there is room for."""
+    return m.registers[PLACE] > len(m.data) + 6
+
+
 # --- what is dead -------------------------------------------------------------------------------
 
 
@@ -41,6 +49,8 @@ def walk_rows(m: Memory) -> None:
     """Which rows hold anything."""
     one = two = 0
     for row in range(m.rows):
+        if over(m):
+            return
         m.contexts[0] = ROWS
         m.contexts[1] = ROWS + 1 + one + 2 * two
         two = one
@@ -51,6 +61,8 @@ def walk_planes(m: Memory) -> None:
     """Which planes hold anything."""
     one = two = 0
     for plane in range(m.planes):
+        if over(m):
+            return
         base = PLANES + FED_PLANES * m.fed[plane * m.taps]
         m.contexts[0] = base
         m.contexts[1] = base + 1 + one + 2 * two
@@ -62,6 +74,8 @@ def walk_taps(plane: int, m: Memory) -> None:
     """Which taps of a plane hold anything."""
     live = m.live_taps
     for tap in range(m.taps):
+        if over(m):
+            return
         at = plane * m.taps + tap
         x = tap % m.width
         west = live[at - 1] if x > 0 else 0
@@ -214,6 +228,8 @@ def walk_row(row: int, above: int, m: Memory) -> None:
         live = walk_kernel(start, plane, m) if m.planes > 1 else 1
         x = 0
         for tap in range(m.taps):
+            if over(m):
+                return
             if not live:
                 note(first + tap, plane, 0, m)
             elif m.live_taps[first + tap]:
@@ -233,6 +249,8 @@ def walk(m: Memory) -> None:
                 walk_taps(plane, m)
     last = -1
     for row in range(m.rows):
-        if m.live_rows[row] and m.registers[PLACE] <= len(m.data) + 6:
+        if over(m):
+            return
+        if m.live_rows[row]:
             walk_row(row, (row - last) * m.planes * m.taps if last >= 0 else 0, m)
             last = row
