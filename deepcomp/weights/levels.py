@@ -83,6 +83,8 @@ def open_ended(values: Tensor, step: float, shape: tuple[int, ...], at: Tensor |
     """
     furthest = float(values.abs().max()) if values.numel() else 0.0
     scale = significant(torch.tensor([max(step, furthest / _REACH, SMALLEST_SCALE)]), HALF)
+    if torch.equal(significant(scale, SHORT), scale):  # one learnt from it would have to stay as short (`as_precise`)
+        scale = scale * (1 + 2 ** (1 - HALF))
     middle = torch.full_like(scale, Quantizer(_BITS, symmetric=True).top // 2)
     return Grid(values, scale, middle, _BITS, True, Blocks(shape), at, values.dtype)
 

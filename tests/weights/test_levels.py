@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deepcomp.weights import Grid
 from deepcomp.weights.levels import narrowed, open_ended, widened
-from deepcomp.weights.scales import pack_scales
+from deepcomp.weights.scales import as_precise, pack_scales
 
 
 @given(st.lists(st.floats(-1e5, 1e5, width=32), min_size=1, max_size=20), st.floats(1e-6, 1e4))
@@ -28,6 +28,13 @@ def test_every_value_is_within_half_a_step(values: list[float], step: float) -> 
 
 def test_a_step_takes_two_bytes() -> None:
     assert pack_scales(open_ended(torch.randn(9), 0.123456, (9,)).scale.detach().numpy()).nbytes == 2
+
+
+@pytest.mark.parametrize("step", [0.125, 0.25, 0.3125, 0.1])
+def test_a_step_may_learn_in_all_of_float16_wherever_it_begins(step):
+    start = open_ended(torch.randn(9), step, (9,)).scale.detach()
+    assert start.item() == pytest.approx(step, rel=2e-3)
+    assert as_precise(start * 1.3, start).item() == pytest.approx(1.3 * step, rel=2e-3)
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 3, 4, 200, 32767])
