@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deepcomp.entry import BUFFER, CONSTANT, PARAMETER
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
+from deepcomp.model.channels import Channels
 from deepcomp.model.data import Data, Inputs, batches, draw
 from deepcomp.model.edit import Edit
 from deepcomp.model.graph import Value
@@ -88,6 +89,9 @@ class Network:
     offsets : dict of str to Tensor
         Fractions of a step to add to weights before they are rounded to a grid, by name, to broadcast against the
         weight; see `steps.split_channels`. Those of a weight that changes are forgotten.
+    frozen : frozenset of str
+        Parameters that training leaves as they are, whatever it is told: those the module came with that ask for no
+        gradient.
     """
 
     tensors: Mapping[str, Tensor]
@@ -108,6 +112,7 @@ class Network:
     coder: str = FAST
     statistics: dict[str, Statistics] = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
 
     def weights(self, layers: str = "*", skip: str = "", dims: int = 2) -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
@@ -189,10 +194,19 @@ class Network:
         InputError
             If there are weights alone, or the shapes of the network's values depend on what they hold.
         """
+        captured, values = self._traced(what)
+        return Layers(captured, self.tensors, values, self.tied)
+
+    def channels(self, what: str) -> Channels:
+        """The channels of the network, and which of them go together; `what` and errors as for `layers`."""
+        captured, values = self._traced(what)
+        return Channels(captured, self.tensors, values, self.tied)
+
+    def _traced(self, what: str) -> tuple[Captured, list[Any]]:
+        """The operations, and what each of their values is."""
         if self.captured is None:
             raise InputError(f"{what}: the network's operations expected (a model and an example input give them)")
-        values = trace(self.captured.graph, self.captured.names, self.tensors)
-        return Layers(self.captured, self.tensors, values, self.tied)
+        return self.captured, trace(self.captured.graph, self.captured.names, self.tensors)
 
     def rewire(
         self,

@@ -19,8 +19,9 @@ from deepcomp.model.layout import FILTER, SCALE, Call, Layout, Result, layouts_o
 from deepcomp.model.removal import rewrite
 from deepcomp.model.ties import Ids, Ties
 
-__all__ = ["FILTER", "SCALE", "Channels", "Group", "Place"]
+__all__ = ["FILTER", "OUTPUTS", "SCALE", "Channels", "Group", "Place"]
 
+OUTPUTS = "tied to the network's outputs"  # why some filters stay
 _Axis: TypeAlias = tuple[str | int, int]  # of a stored tensor, or of a result
 MAX_SIZES = 1 << 25  # of all dimensions of all results; a graph of a few bytes can ask for any
 
@@ -194,7 +195,7 @@ class _Walk:
             self.call(node, found)
         for layout in layouts_of(transform(graph.outputs, self.layout)):
             for ids in layout.axes:
-                self.ties.freeze(ids, "tied to the network's outputs")
+                self.ties.freeze(ids, OUTPUTS)
 
     def new(self, shape: Sequence[int]) -> Layout:
         """The layout of a stored tensor."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from deepcomp.errors import InputError, UsageError
+from deepcomp.errors import UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import FILTER, SCALE, Channels, Group
 from deepcomp.network import Network, per_layer
-from deepcomp.runtime.interpreter import Role, trace
+from deepcomp.runtime.interpreter import Role
 from deepcomp.steps.step import Step
 
 __all__ = ["PruneFilters"]
@@ -68,13 +68,8 @@ class PruneFilters(Step):
             raise UsageError(f"prune-filters.multiple = {self.multiple}: 1 or more expected")
 
     def run(self, net: Network) -> dict[str, Any]:
-        if net.captured is None:
-            raise InputError(
-                "prune-filters: the network's operations expected (a model and an example input give them)"
-            )
+        channels = net.channels(self.do)
         net.require(*self.density if isinstance(self.density, dict) else ())
-        values = trace(net.captured.graph, net.captured.names, net.tensors)
-        channels = Channels(net.captured, net.tensors, values, net.tied)
         groups, skipped = self._choose(channels, [name for name, _ in net.weights(self.layers, self.skip)])
         scores = [self._scores(net, group) for group in groups]
         best = [np.argsort(-score, kind="stable") for score in scores]
@@ -83,6 +78,7 @@ class PruneFilters(Step):
         before = _sizes(net, channels)
         if any(map(len, gone)):
             graph, smaller = channels.without(np.concatenate(gone), net.tensors)
+            assert net.captured is not None
             net.rewire(self.do, Captured(graph, net.captured.names, net.captured.constants), smaller)
         after = _sizes(net, channels)
         return {**after, **{f"{what}_before": count for what, count in before.items()}, "skipped": skipped}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepcomp.errors import UsageError
+from deepcomp.model.channels import OUTPUTS
 from deepcomp.model.layers import Layer
 from deepcomp.network import Network, per_layer
 from deepcomp.steps.step import Step
@@ -31,7 +32,7 @@ class Slim(Step):
     ----------
     units : int or table
         Channels left, at least 1, or by layer pattern; layers that a table does not name, and those with fewer, are
-        left as they are.
+        left as they are. So are, by a plain number, those whose channels are the network's outputs.
     """
 
     do: ClassVar[str] = "slim"
@@ -59,6 +60,9 @@ class Slim(Step):
     def _chosen(self, net: Network) -> Iterator[tuple[Layer, int]]:
         """The layers that get fewer channels, and how many."""
         names = {name for name, _ in net.weights(self.layers, self.skip)}
+        if isinstance(self.units, int):
+            staying = net.channels(self.do).staying
+            names -= {name for name, why in staying.items() if why == OUTPUTS}
         for layer in net.layers(self.do):
             units = per_layer(self.units, layer.weight)
             if layer.weight in names and layer.makes is not None and units is not None and units < layer.outputs:

@@ -72,3 +72,10 @@ def test_layers_with_fewer_channels_and_others_are_left_alone() -> None:
         Slim(units={"c1": 0})
     with pytest.raises(UsageError, match="no tensor has such a name"):
         Slim(units={"nope": 3}).run(net)
+
+
+def test_a_number_spares_the_outputs_and_a_table_may_name_them() -> None:
+    net = small()
+    assert set(Slim(units=2).run(net)["alive"]) == {"0.weight", "2.weight"}
+    net = small()
+    assert set(Slim(units={"4": 2}).run(net)["alive"]) == {"4.weight"}
