@@ -69,7 +69,9 @@ def _from_weights(source: sources.Source, model: str | None) -> tuple[Network, s
 
 
 def _network(source: sources.Source, module: nn.Module | None) -> Network:
-    return Network(source.tensors, dict.fromkeys(source.buffers, BUFFER), source.tied, module=module)
+    parameters = module.named_parameters(remove_duplicate=False) if module is not None else ()
+    frozen = frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+    return Network(source.tensors, dict.fromkeys(source.buffers, BUFFER), source.tied, module=module, frozen=frozen)
 
 
 def _from_file(path: Path, model: str | None, max_bytes: int | None) -> tuple[Network, sources.Source]:

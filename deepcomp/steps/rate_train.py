@@ -20,6 +20,8 @@ from deepcomp.weights.levels import narrowed, open_ended, widened
 
 __all__ = ["RateTrain"]
 
+_FLAT = 0.1  # the first step of a weight whose values are all alike
+
 
 @dataclass
 class RateTrain(Plan, Step):
@@ -108,8 +110,10 @@ class RateTrain(Plan, Step):
         def make(values: Tensor, at: Tensor | None) -> Grid:
             if old is not None and old.symmetric:
                 return widened(old)
-            spread = float(values.double().std(correction=0).nan_to_num()) if len(shape) > 1 else 0.0
-            return open_ended(values, self.coarse * spread or self.vectors, shape, at)
+            if len(shape) < 2:
+                return open_ended(values, self.vectors, shape, at)
+            spread = float(values.double().std(correction=0).nan_to_num())
+            return open_ended(values, self.coarse * spread or _FLAT, shape, at)
 
         return make
 

@@ -56,7 +56,8 @@ def adjusted_dropout(
         for pattern, share in shares.items():
             hit = [part for part in dict.fromkeys(called) if _has_weight(part) and matches(names[part], pattern)]
             if not hit:
-                raise UsageError(f"dropout of {pattern!r}: no layer of that name is called")
+                why = "" if called else ": behind steps that change the operations the network has no layers to call"
+                raise UsageError(f"dropout of {pattern!r}: no layer of that name is called{why}")
             for part in hit:
                 handles.append(part.register_forward_pre_hook(_dropping(share * _factor(names[part], densities))))
         yield

@@ -102,7 +102,8 @@ class _Run:
     def __init__(self, net: Network, plan: Plan, what: str, layers: str, skip: str) -> None:
         assert net.data is not None
         self.net, self.plan, self.what, self.data = net, plan, what, net.data
-        self.number = net.runs = net.runs + 1
+        self.number, self.where = net.runs + 1, (layers, skip)
+        net.runs = self.number
         self.trainee = _moved(Trainee(net, layers, skip, plan.rounding, plan.scales > 0), plan.device)
         if not self.trainee.trained():
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")
@@ -220,7 +221,7 @@ class _Run:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         items = f"{len(self.items)} {len(self.held)} {self.net.origin}"
-        return f"{self.plan} {self.net.seed} {self.number} {items} {digest.hexdigest()}"
+        return f"{self.plan} {self.where} {self.net.seed} {self.number} {items} {digest.hexdigest()}"
 
     def _save(self, finished: bool) -> None:
         if self.slot is None:

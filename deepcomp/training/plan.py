@@ -53,7 +53,7 @@ class Plan:
         Of the penalty; the sine's falls off half way between two levels.
     price : float
         λ, what the loss gets for each bit that weights on grids will take, in its own unit: nats an item for
-        cross-entropy. See `training.rate`.
+        cross-entropy. Asks for `choose="last"`: the epochs before spend more bits. See `training.rate`.
     context : bool
         Whether bits depend on what is alive around a weight, as the context coder has it; if not, on how many weights
         of its tensor are alive, as for other coders.
@@ -79,7 +79,9 @@ class Plan:
         Of the softened outputs in that share.
     dropout : dict of str to float
         Layer patterns, and the share of their inputs that is dropped while training. As all
-        dropout, it is lowered with the layer's density (Han et al. 2015, eq. 1–2).
+        dropout, it is lowered with the layer's density (Han et al. 2015, eq. 1–2). Not behind steps that change the
+        operations (`fold-bn`, `equalize`, `prune-filters`, `quantize-activations`): these run without dropout, the
+        network's own too.
     augment : str
         Of images `flip-crop` (shifts up to an eighth, and mirror images), `affine` (small rotations, stretches, shears
         and shifts) or `elastic` (these, and the image bent smoothly); `none`; or `package.module:callable` of a
@@ -144,6 +146,10 @@ class Plan:
                 raise UsageError(f"{key} = {getattr(self, key)}: {least} to {most} expected")
         if not 0 <= self.price < math.inf:
             raise UsageError(f"price = {self.price}: a number expected, 0 or more")
+        if self.price and self.choose == "best":
+            raise UsageError(
+                f"price = {self.price} and choose = 'best': last expected, the best epoch spends most bits"
+            )
         if not self.temperature > 0:
             raise UsageError(f"temperature = {self.temperature}: more than 0 expected")
         for layer, share in self.dropout.items():

@@ -29,14 +29,16 @@ class Trainee(nn.Module):
 
     So gradients reach centroids, scales and the survivors of pruning, and nothing else of such a
     weight: what is pruned stays zero and what is shared stays shared, whatever the optimiser does. Static quantisers
-    of activations learn too.
+    of activations learn too. What has 16 bits trains in 32 and is rounded at each call, as the file will have it: steps
+    of a small rate would be lost.
 
     Parameters
     ----------
     net : Network
         Its module is copied; the forms are its own and train in place.
     layers, skip : str
-        Patterns of the tensors that train; all others stay as they are.
+        Patterns of the tensors that train, of tied ones the first; all others stay as they are, and so do
+        `Network.frozen`.
     rounding : str
         See `quantizers.learning`.
     activations : bool
@@ -57,9 +59,17 @@ class Trainee(nn.Module):
             buffers[name].copy_(form.dense())
         # The others as the network holds them; `self.forms` has them as they learn
         self._own = {name: form for name, form in net.forms.items() if name not in buffers}
-        chosen = set(net.names(layers, skip))
+        chosen = set(net.names(layers, skip)) - net.frozen
+        self._types: dict[str, torch.dtype] = {}  # of parameters of 16 bits
+        self.wide = nn.ParameterList()  # these as they learn
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(parameter.requires_grad and name in chosen and name not in net.forms)
+            home = net.tied.get(name, name)
+            trains = home in chosen and home not in net.forms and parameter.is_floating_point()
+            narrow = trains and parameter.element_size() < 4
+            parameter.requires_grad_(trains and not narrow)
+            if narrow and name == home:
+                self._types[name] = parameter.dtype
+                self.wide.append(nn.Parameter(parameter.detach().float()))
         self.forms = nn.ModuleList()
         for name, form in self._own.items():
             for parameter in form.parameters():
@@ -77,6 +87,7 @@ class Trainee(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the module returns for these inputs."""
         weights = {name: form() for name, form in zip(self._own, self.forms, strict=True)}
+        weights |= {name: wide.to(self._types[name]) for name, wide in zip(self._types, self.wide, strict=True)}
         return functional_call(self.module, weights, inputs, named)
 
     def trained(self) -> list[nn.Parameter]:
@@ -138,6 +149,8 @@ class Trainee(nn.Module):
         with torch.no_grad():
             for name, form in net.forms.items():
                 state[name].copy_(form.dense())
+            for name, wide in zip(self._types, self.wide, strict=True):
+                state[name].copy_(wide)
         for name, tensor in state.items():
             if name in net.tensors and name not in net.forms and not _same(tensor, net.tensors[name]):
                 net.update(name, tensor)

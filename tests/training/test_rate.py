@@ -160,7 +160,7 @@ def test_costs_stay_until_one_looks_again(randn: Any) -> None:
 
 def run_of(net: Network, **settings: Any) -> Any:
     list(RateTrain()._put_on_grids(net))
-    return loop._Run(net, Plan(batch=18, **settings), "x", "*", "")
+    return loop._Run(net, Plan(batch=18, choose="last", **settings), "x", "*", "")
 
 
 def test_the_price_rises_in_the_ramp_and_stays(net: Network) -> None:
@@ -204,7 +204,9 @@ def test_any_grid_can_be_trained_with_a_price(net: Network) -> None:
 
 def test_a_price_needs_weights_on_grids(net: Network) -> None:
     with pytest.raises(UsageError, match="price: no weight lies on a grid"):
-        train(net, Plan(epochs=1, price=1e-6))
+        train(net, Plan(epochs=1, price=1e-6, choose="last"))
+    with pytest.raises(UsageError, match="price = 1e-06 and choose = 'best': last expected"):
+        Plan(price=1e-6)
 
 
 @pytest.mark.parametrize(
