@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deepcomp import entropy, wire
 from deepcomp.container import Reader, Record
-from deepcomp.entry import BUFFER, CONSTANT, GRAPH, MAX_METADATA, METADATA, PARAMETER, TENSOR, Entry, Part
+from deepcomp.entry import CONSTANT, GRAPH, MAX_METADATA, METADATA, TENSOR, Entry, Part
 from deepcomp.errors import DeepcompError, FormatError, InputError, MissingTensorError, UsageError
 from deepcomp.model.graph import Graph
 from deepcomp.model.quantizers import bypassed, quantizers
 from deepcomp.runtime.integer import Integer
-from deepcomp.runtime.interpreter import Interpreter, Role
+from deepcomp.runtime.interpreter import ROLES, Interpreter
 from deepcomp.weights import Form, Packed, form_class
 from deepcomp.weights.dtypes import dtype_of, from_words
 
@@ -37,7 +37,6 @@ MAX_BYTES = 4 << 30  # dense bytes a file may unfold to unasked …
 MAX_RATIO = 2000  # … or this many times its own size; the smallest networks ever published reach 1,500
 _ARENA = 512 << 20  # bytes of memory taken at a time for dense tensors
 _ALIGN = 64
-_ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
 
 
 class File:
@@ -158,7 +157,7 @@ class File:
         graph, names = found
         if runtime == "float":
             graph = bypassed(graph, quantizers(graph))
-        roles = ((name, tensor, _ROLES[self.entries[name].role]) for name, tensor in tensors)
+        roles = ((name, tensor, ROLES[self.entries[name].role]) for name, tensor in tensors)
         try:
             if runtime == "integer":
                 return Integer(graph, names, roles, self.get_form)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcomp.entry import BUFFER, CONSTANT, PARAMETER
+from deepcomp.entry import CONSTANT, PARAMETER
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import Channels
@@ -19,7 +19,7 @@ from deepcomp.model.edit import Edit
 from deepcomp.model.graph import Value
 from deepcomp.model.layers import Layer, Layers
 from deepcomp.model.quantizers import bypassed, quantizers
-from deepcomp.runtime.interpreter import Interpreter, Role, trace
+from deepcomp.runtime.interpreter import ROLES, Interpreter, trace
 from deepcomp.weights import Form, Mask
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = ["CODERS", "CONTEXT", "FAST", "SMALLEST", "Network", "Statistics", "ma
 
 T = TypeVar("T")
 FAST, CONTEXT, SMALLEST = CODERS = ("fast", "context", "smallest")
-_ROLES: dict[int, Role] = {PARAMETER: "parameter", BUFFER: "buffer", CONSTANT: "constant"}
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ class Network:
             for name, tensor in self.tensors.items()
             if name not in self.tied
         }
-        tensors = [(n, own[self.tied.get(n, n)], _ROLES[self.roles.get(n, PARAMETER)]) for n in self.tensors]
+        tensors = [(n, own[self.tied.get(n, n)], ROLES[self.roles.get(n, PARAMETER)]) for n in self.tensors]
         return Interpreter(self.captured.graph, self.captured.names, tensors)
 
     def original(self) -> Network:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from deepcomp.calibration import Extremes
 from deepcomp.diagnosis.findings import ACTIVATION, WEIGHT, Channels
-from deepcomp.diagnosis.switches import Board, Switch, grid_of
+from deepcomp.diagnosis.switches import Board, Switch
 from deepcomp.model.graph import Value, references
 from deepcomp.model.layers import Layers
 from deepcomp.model.quantizers import STATIC
 from deepcomp.model.uses import uses
 from deepcomp.network import Network
 from deepcomp.quantizer import Quantizer
+from deepcomp.weights.grid import grid_of
 
 __all__ = ["activation_channels", "weight_channels"]
 

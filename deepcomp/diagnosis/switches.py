@@ -13,9 +13,10 @@ from deepcomp.model.placement import placement
 from deepcomp.model.quantizers import bypassed, quantizers
 from deepcomp.network import Network
 from deepcomp.runtime.interpreter import Interpreter
-from deepcomp.weights import Form, Grid, Mask
+from deepcomp.weights import Form
+from deepcomp.weights.grid import grid_of
 
-__all__ = ["Board", "Switch", "bare", "grid_of"]
+__all__ = ["Board", "Switch", "bare"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,6 @@ def _with(net: Network, forms: Mapping[str, Form], places: Collection[int]) -> N
     graph = net.captured.graph
     off = set(quantizers(graph)) - set(places)
     return replace(net, forms=dict(forms), captured=replace(net.captured, graph=bypassed(graph, off)))
-
-
-def grid_of(form: Form) -> Grid | None:
-    """The grid that a weight, or what a mask leaves of it, lies on."""
-    values = form.inner if isinstance(form, Mask) else form
-    return values if isinstance(values, Grid) else None
 
 
 def _bits(form: Form) -> int | None:

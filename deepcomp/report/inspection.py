@@ -8,6 +8,7 @@ from typing import Any
 from deepcomp.container.layout import HEADER, TRAILER
 from deepcomp.entry import CONSTANT, Entry
 from deepcomp.loader import File
+from deepcomp.runtime.interpreter import ROLES
 from deepcomp.weights import FORMS
 
 __all__ = ["inspect"]
@@ -59,7 +60,7 @@ def _row(name: str, entry: Entry, file: File) -> dict[str, Any]:
         "name": name,
         "shape": list(entry.shape),
         "dtype": entry.dtype.name,
-        "role": ("parameter", "buffer", "constant")[entry.role],
+        "role": ROLES[entry.role],
         "form": _form(entry, file),
         "density": _density(entry, file),
         "bits": 8 * entry.body / entry.count if entry.count else 0.0,

@@ -50,7 +50,7 @@ def whole(form: Form) -> Whole:
     if isinstance(form, Rows):
         distinct = whole(form.inner)
         return Whole(distinct.numbers[form.index], distinct.scale[form.index])
-    grid = form.inner if isinstance(form, Mask) else form
+    grid = form.unmasked
     if not isinstance(grid, Grid):
         raise Unfit(f"its weight is stored as {grid.name}, not on a grid")
     shape, spread = grid.blocks.shape, grid.blocks.spread

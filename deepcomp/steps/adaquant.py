@@ -14,7 +14,7 @@ from deepcomp.errors import InputError, UsageError
 from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
-from deepcomp.training.reconstruction import Examples, check_sites, grid_of
+from deepcomp.training.reconstruction import Examples, check_sites, grid_or_skip
 from deepcomp.training.side_by_side import Pairs, SideBySide
 from deepcomp.training.tuning import Rates, Settled, tune
 from deepcomp.weights import Form, Raw
@@ -104,7 +104,7 @@ class AdaQuant(Step):
         for name, sites in found.items():
             try:
                 check_sites(sites)
-                grid_of(net.form(name))
+                grid_or_skip(net.form(name))
             except Skip as skip:
                 skipped[name] = str(skip)
         return {name: sites for name, sites in found.items() if name not in skipped}, skipped

@@ -13,7 +13,7 @@ from deepcomp.model.layers import Layer, Skip
 from deepcomp.model.quantizers import quantizers
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
-from deepcomp.training.reconstruction import Reconstruction, check_sites, grid_of
+from deepcomp.training.reconstruction import Reconstruction, check_sites, grid_or_skip
 from deepcomp.weights import Form, Grid
 from deepcomp.weights.rounding import SoftRounding
 
@@ -84,7 +84,7 @@ class AdaRound(Step):
         rounded: dict[str, dict[str, float]] = {}
         for done, (name, here) in enumerate(sites.items()):
             try:
-                grid = grid_of(net.form(name))
+                grid = grid_or_skip(net.form(name))
                 check_sites(here)
             except Skip as skip:
                 skipped[name] = str(skip)

@@ -14,7 +14,8 @@ from deepcomp.model.graph import Stored, Value
 from deepcomp.model.layers import Axis, Layer, Layers, Skip
 from deepcomp.network import Network, Statistics
 from deepcomp.steps.step import Step
-from deepcomp.weights import Form, Grid, Mask
+from deepcomp.weights import Form, Grid
+from deepcomp.weights.grid import grid_of
 from deepcomp.weights.rescaling import multiply
 
 __all__ = ["FoldBN"]
@@ -133,8 +134,8 @@ def _grid(form: Form | None, layer: Layer) -> Grid | None:
     Skip
         If several channels share a scale.
     """
-    values = form.inner if isinstance(form, Mask) else form
-    if not isinstance(values, Grid):
+    values = grid_of(form)
+    if values is None:
         return None
     if not values.blocks.channelwise(layer.axes[0], layer.outputs):
         raise Skip(f"the scales of {layer.weight} are not one for each output channel")

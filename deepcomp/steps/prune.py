@@ -157,7 +157,7 @@ class Prune(Step):
 def _current(net: Network, name: str) -> Tensor:
     """The weight as the steps before left it, so that masks only ever shrink."""
     form = net.form(name)
-    values = form.inner if isinstance(form, Mask) else form
+    values = form.unmasked if form is not None else None
     if values is not None and not isinstance(values, Raw):
         raise UsageError(f"prune: {name} is a {values.name} already, prune before weights are shared or quantised")
     return net.tensors[name] if form is None else form.dense()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, get_args
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,13 @@ from deepcomp.errors import UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import FILTER, SCALE, Channels, Group
 from deepcomp.network import Network, per_layer
-from deepcomp.runtime.interpreter import Role
+from deepcomp.runtime.interpreter import ROLES
 from deepcomp.steps.step import Step
 
 __all__ = ["PruneFilters"]
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 _RANKS, _PER = ("l1", "bn-scale"), ("layer", "network")
-_ROLES: tuple[Role, ...] = get_args(Role)  # by the numbers of `entry`
 
 
 @dataclass
@@ -132,7 +131,7 @@ def _norms(weight: Tensor, axis: int) -> Scores:
 
 def _sizes(net: Network, channels: Channels) -> dict[str, int]:
     """Filters and weights of the whole network."""
-    own = [name for name in net.tensors if name not in net.tied and _ROLES[net.roles.get(name, 0)] == "parameter"]
+    own = [name for name in net.tensors if name not in net.tied and ROLES[net.roles.get(name, 0)] == "parameter"]
     return {
         "filters": sum(net.tensors[name].shape[axis] for name, axis in channels.filters),
         "weights": sum(net.tensors[name].numel() for name in own),

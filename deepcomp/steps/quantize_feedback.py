@@ -200,7 +200,7 @@ def _unrounded(net: Network, name: str) -> Tensor:
     form = net.form(name)
     if form is None:
         return net.tensors[name].detach()
-    inner = form.inner if isinstance(form, Mask) else form
+    inner = form.unmasked
     if not isinstance(inner, Grid):
         return form.dense()
     if not isinstance(form, Mask):

@@ -15,7 +15,8 @@ from deepcomp.errors import InputError, UsageError
 from deepcomp.network import Network
 from deepcomp.steps.step import Step
 from deepcomp.training import Plan, train
-from deepcomp.weights import Grid, Mask
+from deepcomp.weights import Grid
+from deepcomp.weights.grid import grid_of
 from deepcomp.weights.levels import narrowed, open_ended, widened
 
 __all__ = ["RateTrain"]
@@ -101,7 +102,7 @@ class RateTrain(Plan, Step):
         """Give each weight a grid of as many integers as it may need; the names of those that have one."""
         for name, weight in net.weights(self.layers, self.skip, dims=1 if self.vectors else 2):
             if net.roles.get(name, PARAMETER) == PARAMETER:
-                net.refine(name, self._maker(_grid(net, name), tuple(weight.shape)))
+                net.refine(name, self._maker(grid_of(net.form(name)), tuple(weight.shape)))
                 yield name
 
     def _maker(self, old: Grid | None, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor | None], Grid]:
@@ -118,13 +119,6 @@ class RateTrain(Plan, Step):
         return make
 
 
-def _grid(net: Network, name: str) -> Grid | None:
-    """The grid that a weight lies on, or what a mask leaves of it."""
-    form = net.form(name)
-    values = form.inner if isinstance(form, Mask) else form
-    return values if isinstance(values, Grid) else None
-
-
 def _narrow(net: Network, name: str) -> int:
     """Leave a grid the bits it needs; how many of its weights are not zero.
 
@@ -133,7 +127,7 @@ def _narrow(net: Network, name: str) -> int:
     InputError
         If the last step of training has left numbers that are not finite.
     """
-    grid = _grid(net, name)
+    grid = grid_of(net.form(name))
     assert grid is not None
     if not grid.dense().isfinite().all():
         raise InputError(f"{name}: not finite after training; a lower rate or price may help")

@@ -21,7 +21,8 @@ from deepcomp.runtime.interpreter import Interpreter
 from deepcomp.steps.step import Step
 from deepcomp.training.losses import distillation
 from deepcomp.training.teacher import Teacher
-from deepcomp.weights import Form, Grid, Mask, Raw
+from deepcomp.weights import Form, Raw
+from deepcomp.weights.grid import grid_of
 from deepcomp.weights.rescaling import Rescaling
 
 __all__ = ["TuneBiases"]
@@ -110,9 +111,8 @@ class TuneBiases(Step):
             if name in free and name not in net.tied and trains and tensor.ndim == 1:
                 parts[name] = _Vector(net.form(name) or Raw(tensor))
         for name, _ in net.weights(self.layers, self.skip) if self.scales else ():
-            form = net.form(name)
-            grid = form.inner if isinstance(form, Mask) else form
-            if isinstance(grid, Grid) and name in layers.names:
+            grid = grid_of(net.form(name))
+            if grid is not None and name in layers.names:
                 parts[name] = Rescaling(grid)
         return parts
 

@@ -18,7 +18,8 @@ from deepcomp.model.patches import columns
 from deepcomp.network import Network, Statistics
 from deepcomp.steps.step import Step
 from deepcomp.training.in_step import Change, in_step
-from deepcomp.weights import Form, Grid, Mask, Raw
+from deepcomp.weights import Form, Grid, Raw
+from deepcomp.weights.grid import grid_of
 from deepcomp.weights.rescaling import rescale
 
 __all__ = ["TuneBN"]
@@ -180,8 +181,8 @@ def _makers(layers: Layers, biases: Sequence[str]) -> dict[Value, Layer]:
 
 def _grid(layers: Layers, layer: Layer, form: Form) -> Grid:
     """The grid that a layer's weight lies on, with a scale for each output channel."""
-    grid = form.inner if isinstance(form, Mask) else form
-    if not isinstance(grid, Grid):
+    grid = grid_of(form)
+    if grid is None:
         raise Skip("it lies on no grid")
     if not grid.blocks.channelwise(layer.axes[0], layer.outputs):
         raise Skip("its scales are not one for each output channel")

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from deepcomp.model.input_grids import InputGrid
 from deepcomp.quantizer import Quantizer, Rounding, half_up, stochastic
 from deepcomp.training.ranges import Range, Scale, four_digits
-from deepcomp.weights import Form, Grid, Mask, Scaled
+from deepcomp.weights import Form, Grid, Scaled
 from deepcomp.weights.scales import as_precise
 
 __all__ = ["PENALTIES", "ROUNDINGS", "ActivationQuantizer", "LevelQuantizer", "WeightQuantizer", "learning"]
@@ -33,7 +33,7 @@ def learning(form: Form, rounding: str = "nearest") -> nn.Module:
     rounding : {"nearest", "stochastic", "none"}
         Of weights on a grid, in train mode.
     """
-    values = form.inner if isinstance(form, Mask) else form
+    values = form.unmasked
     if isinstance(values, Grid):
         return WeightQuantizer(values, rounding)
     return LevelQuantizer(form, values) if isinstance(values, Scaled) else form

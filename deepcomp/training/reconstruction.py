@@ -21,9 +21,10 @@ from deepcomp.model.layers import Layer, Layers, Skip
 from deepcomp.model.patches import columns, patches, product
 from deepcomp.network import Network
 from deepcomp.training.scratch import BUDGET, Pool
-from deepcomp.weights import Form, Grid, Mask
+from deepcomp.weights import Form, Grid
+from deepcomp.weights.grid import grid_of
 
-__all__ = ["Examples", "Make", "Reconstruction", "check_sites", "grid_of"]
+__all__ = ["Examples", "Make", "Reconstruction", "check_sites", "grid_or_skip"]
 
 Make: TypeAlias = Callable[[int, Tensor], Tensor]
 """What a layer, given by its number, makes of `patches` of its input, before the activation: shape (n, outputs)."""
@@ -40,7 +41,7 @@ _ACTIVATIONS = {
 }
 
 
-def grid_of(form: Form | None) -> Grid:
+def grid_or_skip(form: Form | None) -> Grid:
     """The grid that a weight, or what a mask leaves of it, lies on.
 
     Raises
@@ -48,10 +49,10 @@ def grid_of(form: Form | None) -> Grid:
     Skip
         If it lies on none.
     """
-    values = form.inner if isinstance(form, Mask) else form
-    if not isinstance(values, Grid):
+    grid = grid_of(form)
+    if grid is None:
         raise Skip("it lies on no grid")
-    return values
+    return grid
 
 
 def check_sites(sites: Sequence[Layer]) -> None:

@@ -21,7 +21,7 @@ from deepcomp.model.layers import Layer
 from deepcomp.model.patches import product
 from deepcomp.training.quantizers import ActivationQuantizer
 from deepcomp.training.ranges import Range
-from deepcomp.training.reconstruction import Examples, grid_of
+from deepcomp.training.reconstruction import Examples, grid_or_skip
 from deepcomp.weights import Form, Grid, Mask, Raw
 from deepcomp.weights.scales import as_precise
 
@@ -98,7 +98,7 @@ class Tuning(nn.Module):
 
     def __init__(self, before: Settled, free: Sequence[str], unit: float) -> None:
         super().__init__()
-        grid = grid_of(before.form)
+        grid = grid_or_skip(before.form)
         self._before, self._free, self._unit = before, list(free), unit
         self._latent, self._step = grid.latent.detach(), grid.spread(grid.scale.detach())
         self.moves = nn.Parameter(torch.zeros_like(grid.latent))
@@ -128,7 +128,7 @@ class Tuning(nn.Module):
     def settle(self) -> Settled:
         """What it has come to."""
         before, now = self._before, self._grid()
-        grid, zero_point = grid_of(before.form), self.range.quantizer.whole(now["zero_point"])
+        grid, zero_point = grid_or_skip(before.form), self.range.quantizer.whole(now["zero_point"])
         form: Form = Grid(
             now["latent"], now["scale"], zero_point, grid.bits, grid.symmetric, grid.blocks, grid.at, grid.dtype
         )

@@ -89,6 +89,11 @@ class Form(nn.Module, ABC):
         self.shape = tuple(shape)
         self.dtype = dtype
 
+    @property
+    def unmasked(self) -> Form:
+        """What gives the values: this form, or what it lies over as a mask."""
+        return self
+
     @abstractmethod
     def forward(self) -> Tensor:
         """The dense weight, of shape `shape` and type `dtype`."""

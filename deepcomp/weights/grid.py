@@ -17,7 +17,7 @@ from deepcomp.weights.form import Form, Packed, Zeros, count_of, expect
 from deepcomp.weights.ranges import RANGES, Values, range_of
 from deepcomp.weights.scales import pack_scales, unpack_scales
 
-__all__ = ["Grid", "check"]
+__all__ = ["Grid", "check", "grid_of"]
 
 
 class Grid(Form):
@@ -229,6 +229,12 @@ class Grid(Form):
 
     def dense(self, zeros: Zeros = torch.zeros) -> Tensor:
         return self.latent.detach().to(self.dtype) if self._on_grid else super().dense(zeros)
+
+
+def grid_of(form: Form | None) -> Grid | None:
+    """The grid that a weight, or what a mask leaves of it, lies on; None where it lies on none."""
+    values = form.unmasked if form is not None else None
+    return values if isinstance(values, Grid) else None
 
 
 def check(bits: int, symmetric: bool, range: str) -> None:

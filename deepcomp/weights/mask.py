@@ -59,6 +59,10 @@ class Mask(Form):
         positions = torch.nonzero(flat if keep is None else keep.reshape(-1)).reshape(-1)
         return cls(positions, Raw(flat[positions]), tuple(weight.shape))
 
+    @property
+    def unmasked(self) -> Form:
+        return self.inner
+
     def forward(self) -> Tensor:
         flat = torch.zeros(int(np.prod(self.shape)), dtype=self.dtype, device=self.positions.device)
         return flat.index_put((self.positions,), self.inner().reshape(-1)).reshape(self.shape)

@@ -18,8 +18,8 @@ from deepcomp.network import Network
 from deepcomp.steps.fold_bn import FoldBN
 from deepcomp.steps.prune import Prune
 from deepcomp.steps.quantize import Quantize
-from deepcomp.training.reconstruction import grid_of
 from deepcomp.weights import Raw
+from deepcomp.weights.grid import grid_of
 
 
 class Written(nn.Module):

@@ -60,7 +60,10 @@ def test_added_dropout_drops_inputs_while_training_only(randn):
         assert kept == {0.6}
         assert float(net.eval()(x).detach()) == pytest.approx(1, rel=1e-4)
     assert float(net.train()(x).detach()) == pytest.approx(1, rel=1e-4)
-    with pytest.raises(UsageError, match="no layer of that name is called$"), adjusted_dropout(net, {}, {"fc9": 0.1}, x):
+    with (
+        pytest.raises(UsageError, match=r"no layer of that name is called$"),
+        adjusted_dropout(net, {}, {"fc9": 0.1}, x),
+    ):
         pass
 
 
