@@ -126,10 +126,10 @@ class Subject:
 SUBJECTS = {
     "lenet-300-100": Subject(
         "lenet-300-100",
-        1.2e-6,
-        (3e-7, 6e-7, 1.2e-6, 2.4e-6, 4.8e-6),
-        3e-7,
-        {"before": "", "epochs": 18, "warm_epochs": 8, "rate": 1.5e-3, "augment": "none", "coarse": 1.0},
+        2.4e-6,
+        (6e-7, 1.2e-6, 2.4e-6, 4.8e-6, 9.6e-6),
+        6e-7,
+        {"before": "", "epochs": 24, "warm_epochs": 20, "rate": 1.5e-3, "augment": "affine", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (40, 1.58),
             "soft weight-sharing (Ullrich et al. 2017), from memory": (64, 1.94),
@@ -140,9 +140,9 @@ SUBJECTS = {
     "lenet-5": Subject(
         "lenet-5",
         4e-6,
-        (1e-6, 2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
-        1e-6,
-        {"before": FEW, "epochs": 24, "warm_epochs": 8, "rate": 2e-3, "augment": "elastic", "coarse": 1.0},
+        (2e-6, 4e-6, 8e-6, 1.1e-5, 1.6e-5),
+        2e-6,
+        {"before": FEW, "epochs": 24, "warm_epochs": 20, "rate": 2e-3, "augment": "affine", "coarse": 1.0},
         {
             "Deep Compression (Han et al. 2016)": (39, 0.74),
             "soft weight-sharing (Ullrich et al. 2017), quoted": (162, 0.97),
