@@ -20,7 +20,8 @@ from deepcomp.quantizer import SMALLEST_SCALE
 from deepcomp.steps.step import Step
 from deepcomp.weights import Form, Grid, Mask, Raw
 from deepcomp.weights.feedback import Factor, Rate, feedback, rate_steps
-from deepcomp.weights.levels import Levels, fine_grid
+from deepcomp.weights.levels import Levels
+from deepcomp.weights.open_grids import fine_grid
 
 __all__ = ["QuantizeFeedback"]
 

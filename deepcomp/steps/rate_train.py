@@ -17,7 +17,7 @@ from deepcomp.steps.step import Step
 from deepcomp.training import Plan, train
 from deepcomp.weights import Grid
 from deepcomp.weights.grid import grid_of
-from deepcomp.weights.levels import narrowed, open_ended, widened
+from deepcomp.weights.open_grids import narrowed, open_ended, widened
 
 __all__ = ["RateTrain"]
 

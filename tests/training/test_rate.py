@@ -20,7 +20,7 @@ from deepcomp.training import Plan, loop, rate, train
 from deepcomp.training.quantizers import WeightQuantizer
 from deepcomp.training.rate import Rate, chances, costs, magnitude
 from deepcomp.weights import Grid
-from deepcomp.weights.levels import open_ended
+from deepcomp.weights.open_grids import open_ended
 
 # ---------------------------------------------------------------- magnitudes
 

@@ -10,7 +10,8 @@ import torch
 from deepcomp.quantizer import half_up
 from deepcomp.weights import Grid
 from deepcomp.weights.feedback import Factor, Rate, feedback, rate_steps
-from deepcomp.weights.levels import Levels, fine_grid
+from deepcomp.weights.levels import Levels
+from deepcomp.weights.open_grids import fine_grid
 
 
 def second(columns, groups=1, samples=0):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.weights import Grid
-from deepcomp.weights.levels import narrowed, open_ended, widened
+from deepcomp.weights.open_grids import narrowed, open_ended, widened
 from deepcomp.weights.scales import as_precise, pack_scales
 
 
