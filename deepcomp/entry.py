@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = [
     "MAX_METADATA",
     "METADATA",
     "PARAMETER",
+    "ROLES",
     "TABLE_TYPES",
     "TENSOR",
     "Entry",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 PARAMETER, BUFFER, CONSTANT = 0, 1, 2  # roles of a tensor; constants belong to the graph alone
+ROLES: tuple[Literal["parameter", "buffer", "constant"], ...] = ("parameter", "buffer", "constant")  # by these numbers
 TABLE_TYPES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8", "<f4", "<i1"))
 MAX_METADATA = 1 << 20  # bytes
 _SAME, _TIED = 0x7E, 0x7F  # stand where a form's code stands: the tensor equals, or is, an earlier one

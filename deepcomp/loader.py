@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deepcomp import entropy, wire
 from deepcomp.container import Reader, Record
-from deepcomp.entry import CONSTANT, GRAPH, MAX_METADATA, METADATA, TENSOR, Entry, Part
+from deepcomp.entry import CONSTANT, GRAPH, MAX_METADATA, METADATA, ROLES, TENSOR, Entry, Part
 from deepcomp.errors import DeepcompError, FormatError, InputError, MissingTensorError, UsageError
 from deepcomp.model.graph import Graph
 from deepcomp.model.quantizers import bypassed, quantizers
 from deepcomp.runtime.integer import Integer
-from deepcomp.runtime.interpreter import ROLES, Interpreter
+from deepcomp.runtime.interpreter import Interpreter
 from deepcomp.weights import Form, Packed, form_class
 from deepcomp.weights.dtypes import dtype_of, from_words
 

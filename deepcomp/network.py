@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcomp.entry import CONSTANT, PARAMETER
+from deepcomp.entry import CONSTANT, PARAMETER, ROLES
 from deepcomp.errors import InputError, UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import Channels
@@ -19,7 +19,7 @@ from deepcomp.model.edit import Edit
 from deepcomp.model.graph import Value
 from deepcomp.model.layers import Layer, Layers
 from deepcomp.model.quantizers import bypassed, quantizers
-from deepcomp.runtime.interpreter import ROLES, Interpreter, trace
+from deepcomp.runtime.interpreter import Interpreter, trace
 from deepcomp.weights import Form, Mask
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import os
 from typing import Any
 
 from deepcomp.container.layout import HEADER, TRAILER
-from deepcomp.entry import CONSTANT, Entry
+from deepcomp.entry import CONSTANT, ROLES, Entry
 from deepcomp.loader import File
-from deepcomp.runtime.interpreter import ROLES
 from deepcomp.weights import FORMS
 
 __all__ = ["inspect"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,9 @@ from deepcomp.model import ops
 from deepcomp.model.graph import Graph, Input, Node, Stored, Value, misfit, references, transform
 from deepcomp.runtime import limits
 
-__all__ = ["ROLES", "Interpreter", "Outputs", "Program", "Role", "blamed", "trace"]
+__all__ = ["Interpreter", "Outputs", "Program", "Role", "blamed", "trace"]
 
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
-ROLES: tuple[Role, ...] = get_args(Role)  # by the numbers of `entry`
 
 MAX_MODULES = 1 << 17  # in the tree of names; deep names in a small file could ask for millions
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number

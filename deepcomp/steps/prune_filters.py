@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from deepcomp.entry import ROLES
 from deepcomp.errors import UsageError
 from deepcomp.model.capture import Captured
 from deepcomp.model.channels import FILTER, SCALE, Channels, Group
 from deepcomp.network import Network, per_layer
-from deepcomp.runtime.interpreter import ROLES
 from deepcomp.steps.step import Step
 
 __all__ = ["PruneFilters"]
