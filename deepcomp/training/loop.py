@@ -102,8 +102,8 @@ class _Run:
     def __init__(self, net: Network, plan: Plan, what: str, layers: str, skip: str) -> None:
         assert net.data is not None
         self.net, self.plan, self.what, self.data = net, plan, what, net.data
-        self.number, self.where = net.runs + 1, (layers, skip)
-        net.runs = self.number
+        self.number = net.runs = net.runs + 1
+        self.where = layers, skip
         self.trainee = _moved(Trainee(net, layers, skip, plan.rounding, plan.scales > 0), plan.device)
         if not self.trainee.trained():
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")

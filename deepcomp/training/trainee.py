@@ -30,7 +30,7 @@ class Trainee(nn.Module):
     So gradients reach centroids, scales and the survivors of pruning, and nothing else of such a
     weight: what is pruned stays zero and what is shared stays shared, whatever the optimiser does. Static quantisers
     of activations learn too. What has 16 bits trains in 32 and is rounded at each call, as the file will have it: steps
-    of a small rate would be lost.
+    of a small rate would be lost. Narrower floats are quantised already, and stay.
 
     Parameters
     ----------
@@ -64,8 +64,9 @@ class Trainee(nn.Module):
         self.wide = nn.ParameterList()  # these as they learn
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             home = net.tied.get(name, name)
-            trains = home in chosen and home not in net.forms and parameter.is_floating_point()
-            narrow = trains and parameter.element_size() < 4
+            numeric = parameter.is_floating_point() or parameter.is_complex()
+            trains = home in chosen and home not in net.forms and numeric and parameter.element_size() > 1
+            narrow = trains and parameter.element_size() == 2
             parameter.requires_grad_(trains and not narrow)
             if narrow and name == home:
                 self._types[name] = parameter.dtype

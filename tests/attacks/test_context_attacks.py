@@ -133,7 +133,7 @@ def test_stream(stream, found, refused_by_both):
 
 @pytest.mark.skipif(not jit.available(), reason="plain Python takes minutes")
 @pytest.mark.parametrize(
-    "shape", [(1 << 23,), (1 << 23, 1), (2, 1 << 22), (2, 1 << 21, 2, 1), (1 << 11, 1 << 10, 2, 2)]
+    "shape", [(1 << 23,), (1 << 23, 1), (2, 1 << 22), (2, 1 << 22, 1, 1), (1 << 11, 1 << 10, 2, 2)]
 )
 @pytest.mark.parametrize("code", ["", "80"])
 def test_a_code_that_has_ended_is_not_decoded_on(code, shape):

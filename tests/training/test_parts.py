@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepcomp.errors import InputError, UsageError
+from deepcomp.model.capture import capture
+from deepcomp.runtime.interpreter import Interpreter
 from deepcomp.steps.prune import Prune
 from deepcomp.training.augment import augmentation
 from deepcomp.training.dropout import adjusted_dropout
@@ -63,6 +65,13 @@ def test_added_dropout_drops_inputs_while_training_only(randn):
     with (
         pytest.raises(UsageError, match=r"no layer of that name is called$"),
         adjusted_dropout(net, {}, {"fc9": 0.1}, x),
+    ):
+        pass
+    found = capture(net.eval(), x)
+    rewired = Interpreter(found.graph, found.names, [("0.weight", net[0].weight.detach(), "parameter")])
+    with (
+        pytest.raises(UsageError, match="is called: behind steps that change the operations"),
+        adjusted_dropout(rewired, {}, {"0": 0.1}, x),
     ):
         pass
 

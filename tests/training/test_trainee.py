@@ -90,6 +90,26 @@ def test_narrow_parameters_learn_in_steps_too_small_for_them(dtype):
             assert torch.equal(tensor, net.tensors[name])
 
 
+class Kinds(nn.Module):
+    """A complex parameter, one of eight bits, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 3)  # first: inputs come in its type
+        self.turn = nn.Parameter(torch.polar(torch.ones(8), torch.zeros(8)))
+        self.held = nn.ParameterList([torch.ones(8).to(torch.float8_e4m3fn)])
+
+    def forward(self, x):
+        return self.out((x * self.turn).real * self.held[0].float())
+
+
+def test_complex_parameters_train_and_floats_of_a_byte_stay(make_net):
+    net = make_net(Kinds())
+    before = values(net)
+    train(net, QUICK)
+    assert moved(net, before) == {"turn", "out.weight", "out.bias"}
+
+
 def test_where_a_run_trains_is_part_of_what_it_is(make_net):
     net = make_net(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 3)))
     runs = [_Run(make_net(net.module), QUICK, "training", layers, "") for layers in ("0", "1", "*")]
