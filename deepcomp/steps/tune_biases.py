@@ -57,6 +57,7 @@ class TuneBiases(Step):
     held : float
         The share of them that is held out.
     epochs : int
+        Passes over the others; 0 leaves everything as it is.
     batch : int
         Inputs a step.
     optimiser : {"adam", "sgd"}
