@@ -57,7 +57,8 @@ _SYNONYMS = {
     "empty.memory_format": "zeros", "empty_like": "zeros_like", "new_empty": "new_zeros",
 }  # fmt: skip
 _PLACEMENT = {"device", "implicit", "layout", "memory_format", "non_blocking", "pin_memory"}
-_SPEED = {"cudnn_enable": True, "cudnn_enabled": True}  # choose between kernels, not between results
+# They choose between kernels, or between kinds of gradients, but not between results
+_SPEED = {"cudnn_enable": True, "cudnn_enabled": True, "sparse": False}
 
 
 @dataclass(frozen=True)

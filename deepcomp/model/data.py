@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from deepcomp.errors import InputError, UsageError, blaming
 
 __all__ = [
+    "METRICS",
     "Data",
     "Inputs",
     "MapStyle",

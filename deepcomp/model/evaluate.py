@@ -68,14 +68,15 @@ def call(module: nn.Module, inputs: Inputs) -> Tensor:
             return value
         return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
-    with blaming(f"{type(module).__name__} does not run on this data"):
+    name = getattr(module, "_dcz_called", type(module).__name__)  # of one that stands for another
+    with blaming(f"{name} does not run on this data"):
         if isinstance(inputs, Tensor):
             output = module(fit(inputs))
         elif isinstance(inputs, Mapping):
             output = module(**{name: fit(value) for name, value in inputs.items()})
         else:
             output = module(*(fit(value) for value in inputs))
-    return leading(output, type(module).__name__)
+    return leading(output, name)
 
 
 def leading(output: Any, name: str) -> Tensor:

@@ -6,8 +6,9 @@ in that there is no code: each call runs the graph's nodes one after another, ev
 operation of the fixed list in `deepcomp.model.ops`.
 
 A graph is a network in inference. In train mode batch normalisations alone do as in training: they
-normalise by the batch and update their running statistics (with the momentum in the graph; one that
-counts batches cannot be written down, and its statistics stay). Dropout has gone with the capture.
+normalise by the batch and update their running statistics, with the momentum in the graph. One that
+counts batches instead (`momentum=None`) cannot be written down: it is 0 there, and counts as torch's usual 0.1, since
+statistics that stayed would be of another network. Dropout has gone with the capture.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = ["Interpreter", "Outputs", "Program", "Role", "blamed", "trace"]
 Role: TypeAlias = Literal["parameter", "buffer", "constant"]
 
 MAX_MODULES = 1 << 17  # in the tree of names; deep names in a small file could ask for millions
+_MOMENTUM = 0.1  # of batch normalisations whose own cannot be written down
 MAX_ELEMENTS = 1 << 31  # of one intermediate result; a graph of a few bytes can ask for any number
 _CHECKED = 64  # kinds of runs whose results are known to stay below
 _BATCH = 13  # of a trace: a prime, so that few other sizes are multiples of it
@@ -406,7 +408,7 @@ def _normalize(
 ) -> Tensor:
     """`batch_norm` as in training, which updates `mean` and `var`."""
     _, momentum, eps, _ = settings
-    return functional.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
+    return functional.batch_norm(x, mean, var, weight, bias, True, momentum or _MOMENTUM, eps)
 
 
 def _schedule(graph: Graph, wanted: Collection[int], held: set[int]) -> list[tuple[int, tuple[int, ...]]]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from deepcomp.steps.step import Step
 from deepcomp.training import Plan, train
 from deepcomp.weights import Grid
 from deepcomp.weights.grid import grid_of
-from deepcomp.weights.open_grids import narrowed, open_ended, widened
+from deepcomp.weights.open_grids import in_powers, narrowed, open_ended, out_of_powers, widened
 
 __all__ = ["RateTrain"]
 
@@ -28,10 +29,10 @@ _FLAT = 0.1  # the first step of a weight whose values are all alike
 class RateTrain(Plan, Step):
     """Train weights, the steps they are rounded by, and how many bits they take, all at once.
 
-    Every weight goes on a grid with one scale a tensor and as many integers as it needs, biases too. While it trains,
-    the loss has λ times the bits that the weights will take added to it, by how large they are and by what else is
-    alive in their rows, columns and kernels (`training.rate`). So most weights die, whole rows and columns first, and
-    steps become as coarse as the loss allows. The context coder is made for what is left: put `code` behind.
+    Every weight that trains goes on a grid with one scale a tensor and as many integers as it needs, biases too. While
+    it trains, the loss has λ times the bits that the weights will take added to it, by how large they are and by what
+    else is alive in their rows, columns and kernels (`training.rate`). So most weights die, whole rows and columns
+    first, and steps become as coarse as the loss allows. The context coder is made for what is left: put `code` behind.
 
     What is on a symmetric grid already keeps its scales to start with, and what is masked stays zero. So the step
     continues one before it, `quantize-feedback`, or `slim`. Needs data; the other settings are those of
@@ -44,7 +45,8 @@ class RateTrain(Plan, Step):
     coarse : float
         The step of a weight at first, in standard deviations.
     vectors : float
-        The step of vectors at first: of biases, and the parameters of normalisations; 0: these stay as they are.
+        The step of vectors at first: of biases, and the parameters of normalisations; 0: these go on no grid, and train
+        as what they are stored as.
     first : float
         The price to begin with where it is below `price`. It is then doubled until `price` is reached, and each time
         training starts from what the price before has left. The files of a curve or a budget train once what they have
@@ -82,7 +84,10 @@ class RateTrain(Plan, Step):
 
     def run(self, net: Network) -> dict[str, Any]:
         names = list(self._put_on_grids(net))
-        for plan in self._plans():
+        free = [name for name in names if not in_powers(_grid(net, name))]
+        for number, plan in enumerate(self._plans()):
+            for name in free if number else ():
+                net.refine(name, partial(_refreshed, _grid(net, name)))
             said = train(net, plan, f"{self.do} at {plan.price:.3g}", self.layers, self.skip)
         alive = sum(_narrow(net, name) for name in names)
         weights = sum(net.tensors[name].numel() for name in names)
@@ -101,7 +106,7 @@ class RateTrain(Plan, Step):
     def _put_on_grids(self, net: Network) -> Iterator[str]:
         """Give each weight a grid of as many integers as it may need; the names of those that have one."""
         for name, weight in net.weights(self.layers, self.skip, dims=1 if self.vectors else 2):
-            if net.roles.get(name, PARAMETER) == PARAMETER:
+            if net.roles.get(name, PARAMETER) == PARAMETER and name not in net.frozen:
                 net.refine(name, self._maker(grid_of(net.form(name)), tuple(weight.shape)))
                 yield name
 
@@ -119,6 +124,16 @@ class RateTrain(Plan, Step):
         return make
 
 
+def _grid(net: Network, name: str) -> Grid:
+    grid = grid_of(net.form(name))
+    assert grid is not None
+    return grid
+
+
+def _refreshed(grid: Grid, _values: Tensor, _at: Tensor | None) -> Grid:
+    return out_of_powers(grid)
+
+
 def _narrow(net: Network, name: str) -> int:
     """Leave a grid the bits it needs; how many of its weights are not zero.
 
@@ -127,8 +142,7 @@ def _narrow(net: Network, name: str) -> int:
     InputError
         If the last step of training has left numbers that are not finite.
     """
-    grid = grid_of(net.form(name))
-    assert grid is not None
+    grid = _grid(net, name)
     if not grid.dense().isfinite().all():
         raise InputError(f"{name}: not finite after training; a lower rate or price may help")
     net.refine(name, lambda _values, _at: narrowed(grid))

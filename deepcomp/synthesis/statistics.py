@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deepcomp.errors import UsageError
+from deepcomp.errors import InputError, UsageError
 from deepcomp.model.evaluate import leading
 from deepcomp.model.graph import Graph, Node, Stored, Value
 from deepcomp.network import Network
@@ -111,7 +111,12 @@ class _Norm(nn.Module):
         mean, var = (net.tensors[names[_stored(node, place)]].detach().float() for place in (0, 1))
         self.eps: float = node.arguments["eps"]
         self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", (var + self.eps).sqrt())
+        std = (var + self.eps).sqrt()
+        usable = mean.isfinite() & std.isfinite() & (std > 0)
+        if not usable.all():
+            bad, name = len(usable) - int(usable.sum()), names[_stored(node, 0)]
+            raise InputError(f"{name}: {bad} of {len(usable)} channels without a finite mean and spread, both expected")
+        self.register_buffer("std", std)
 
     def forward(self, read: Tensor) -> Tensor:
         """How far numbers of shape (batch, channels, …) are from it.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcomp.errors import InputError
+from deepcomp.errors import InputError, blaming
 from deepcomp.model.data import Inputs
 from deepcomp.model.zoo import find
 
@@ -71,4 +71,12 @@ AUGMENTATIONS: dict[str, Augment] = {
 
 def augmentation(name: str) -> Augment:
     """The function a plan's `augment` names; its random numbers come from torch's global generator."""
-    return AUGMENTATIONS[name] if name in AUGMENTATIONS else cast(Augment, find(name))
+    return AUGMENTATIONS[name] if name in AUGMENTATIONS else _own(name, cast(Augment, find(name)))
+
+
+def _own(name: str, found: Augment) -> Augment:
+    def augment(inputs: Inputs) -> Inputs:
+        with blaming(f"augment {name}"):
+            return found(inputs)
+
+    return augment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from deepcomp.errors import InputError, UsageError
-from deepcomp.model.data import Data, MapStyle, batches, example_inputs
+from deepcomp.model.data import Data, Inputs, MapStyle, batches, example_inputs
 from deepcomp.model.evaluate import call, evaluate, evaluating
 from deepcomp.network import Network
 from deepcomp.training.augment import augmentation
 from deepcomp.training.dropout import adjusted_dropout
-from deepcomp.training.losses import Loss, distillation, loss_function
+from deepcomp.training.losses import Loss, distillation_loss, loss_function
 from deepcomp.training.plan import Plan
 from deepcomp.training.rate import EVERY, Rate
 from deepcomp.training.trainee import Trainee
 
 __all__ = ["split", "train", "validate"]
+
+_JUDGED = 64  # held-out items a batch
 
 
 def train(net: Network, plan: Plan, what: str = "finetune", layers: str = "*", skip: str = "") -> dict[str, Any]:
@@ -88,12 +90,22 @@ def validate(module: nn.Module, data: Data, items: MapStyle, loss: Loss | None) 
         score = evaluate(module, Data(data.train, items, data.metric))
         return score.value, score.value if score.higher_is_better else -score.value
     assert loss is not None
-    total, size = 0.0, 64
+
+    def of_batch(inputs: Inputs, targets: Tensor) -> Tensor:
+        outputs = call(module, inputs)
+        return loss(outputs, _on(outputs.device, targets))
+
+    mean = _mean(module, items, of_batch)
+    return mean, -mean
+
+
+def _mean(module: nn.Module, items: MapStyle, loss: Callable[[Inputs, Tensor], Tensor]) -> float:
+    """A loss of inputs and targets over some items, the module in eval mode."""
+    total = 0.0
     with evaluating(module):
-        for place, (inputs, targets) in enumerate(batches(items, size)):
-            outputs = call(module, inputs)
-            total += float(loss(outputs, _on(outputs.device, targets))) * min(size, len(items) - size * place)
-    return total / len(items), -total / len(items)
+        for place, (inputs, targets) in enumerate(batches(items, _JUDGED)):
+            total += float(loss(inputs, targets)) * min(_JUDGED, len(items) - _JUDGED * place)
+    return total / len(items)
 
 
 class _Run:
@@ -111,11 +123,15 @@ class _Run:
             raise UsageError(f"{what}: distill = {plan.distill} needs the uncompressed network as a teacher")
         self.teacher = copy.deepcopy(net.teacher).to(plan.device).eval() if plan.distill and net.teacher else None
         self.items, self.held = split(self.data, plan.validation)
-        self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 or self.data.metric is None else None
+        self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 else None
+        self.distillation = distillation_loss(plan.loss, self.data, plan.temperature)
         self.augment = augmentation(plan.augment)
         parts = self.trainee.grids("price") if plan.price else []
         self.rate = Rate(parts, _picture(self.data), plan.context) if parts else None
-        self.steps = math.ceil(len(self.items) / plan.batch)
+        # A batch of one item has no spread to normalise by: the item that is left over, another each time, then rests
+        over = len(self.items) % plan.batch == 1 < plan.batch < len(self.items) and self.trainee.normalises()
+        self.used = len(self.items) - over
+        self.steps = math.ceil(self.used / plan.batch)
         self.optimiser = _optimiser(plan, self.trainee)
         self.slot = net.checkpoints.slot(self._identity()) if net.checkpoints is not None else None
         self.epoch, self.chosen, self.best = 0, 0, -math.inf
@@ -137,7 +153,7 @@ class _Run:
     def _train_epoch(self) -> None:
         order = self._seed()
         self.trainee.train()
-        if self.epoch >= (1 - self.plan.frozen) * self.plan.epochs:
+        if self.plan.epochs - self.epoch <= self.plan.frozen * self.plan.epochs + 1e-9:  # shares round
             self.trainee.freeze()
         total, seen = 0.0, 0
         for step, (inputs, targets) in enumerate(batches(self.items, self.plan.batch, order)):
@@ -150,7 +166,7 @@ class _Run:
             self.optimiser.zero_grad()
             (loss + self._penalty(done)).backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
-            size = min(self.plan.batch, len(self.items) - seen)
+            size = min(self.plan.batch, self.used - seen)
             total, seen = total + loss.item() * size, seen + size
             if self.net.progress and step % 10 == 0:
                 shown = f", {self.scores[-1]:.2f} held out" if self.scores else ""
@@ -172,7 +188,7 @@ class _Run:
         if self.teacher is not None:
             with torch.no_grad():
                 taught = call(self.teacher, inputs)
-            wanted = wanted + share * distillation(outputs, taught, self.plan.temperature)
+            wanted = wanted + share * self.distillation(outputs, taught)
         return wanted
 
     def _penalty(self, step: int) -> Tensor | float:
@@ -184,8 +200,11 @@ class _Run:
         return off + plan.price * _risen(done, plan.ramp) * self.rate()
 
     def _validate(self) -> tuple[float, float]:
-        """See `validate`."""
-        return validate(self.trainee, self.data, self.held, self.loss)
+        """See `validate`; by distillation where it is all there is."""
+        if self.data.metric is not None or self.loss is not None:
+            return validate(self.trainee, self.data, self.held, self.loss)
+        mean = _mean(self.trainee, self.held, self._step_loss)
+        return mean, -mean
 
     def _judge(self) -> None:
         """Measure the epoch on the held-out items, and keep its state if it is the one to choose."""
@@ -207,7 +226,7 @@ class _Run:
         """Seed everything random of this epoch; returns the order of the items."""
         digest = hashlib.sha256(f"{self.net.seed} {self.number} {self.epoch}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
-        return torch.randperm(len(self.items))
+        return torch.randperm(len(self.items))[: self.used]
 
     def _copy(self) -> dict[str, Any]:
         return {name: value.detach().clone() for name, value in self.trainee.state_dict().items()}
@@ -216,7 +235,9 @@ class _Run:
 
     def _identity(self) -> str:
         """Says which run this is: everything its result depends on but the contents of data that was given."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.trainee.kinds().encode())
+        if self.net.captured is not None:
+            digest.update(self.net.captured.graph.to_bytes())
         for name, value in self.trainee.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

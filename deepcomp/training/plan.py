@@ -74,7 +74,8 @@ class Plan:
         `package.module:callable` of a function `(outputs, targets) -> scalar`.
     distill : float
         Share of the loss that asks for the outputs of the uncompressed network instead of the
-        targets, 0 to 1 (Hinton et al. 2015).
+        targets, 0 to 1 (Hinton et al. 2015): where the metric is accuracy or perplexity, or the loss cross-entropy,
+        by the divergence of softened outputs, otherwise by the mean square of the difference.
     temperature : float
         Of the softened outputs in that share.
     dropout : dict of str to float

@@ -13,18 +13,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deepcomp.model.input_grids import InputGrid
-from deepcomp.quantizer import Quantizer, Rounding, half_up, stochastic
+from deepcomp.quantizer import SMALLEST_SCALE, Quantizer, Rounding, half_up, stochastic
+from deepcomp.training.narrow import Narrow, is_narrow
 from deepcomp.training.ranges import Range, Scale, four_digits
 from deepcomp.weights import Form, Grid, Scaled
 from deepcomp.weights.scales import as_precise
 
 __all__ = ["PENALTIES", "ROUNDINGS", "ActivationQuantizer", "LevelQuantizer", "WeightQuantizer", "learning"]
 
+_ANY = 0.01  # a scale for weights that are all zero, which lie on any grid
+
 ROUNDINGS: dict[str, Rounding | None] = {"nearest": half_up, "stochastic": stochastic(), "none": None}
 
 
 def learning(form: Form, rounding: str = "nearest") -> nn.Module:
-    """A form as it learns: one that has scales learns them too, and `settle` hands them to it.
+    """A form as it learns: one that has scales learns them too, values of 16 bits in 32; `settle` hands them to it.
 
     Parameters
     ----------
@@ -36,7 +39,9 @@ def learning(form: Form, rounding: str = "nearest") -> nn.Module:
     values = form.unmasked
     if isinstance(values, Grid):
         return WeightQuantizer(values, rounding)
-    return LevelQuantizer(form, values) if isinstance(values, Scaled) else form
+    if isinstance(values, Scaled):
+        return LevelQuantizer(form, values)
+    return Narrow(form) if any(map(is_narrow, form.parameters())) else form
 
 
 class WeightQuantizer(nn.Module):
@@ -53,7 +58,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, grid: Grid, rounding: str) -> None:
         super().__init__()
         self.grid, self.rounding = grid, ROUNDINGS[rounding]
-        scale, zero_point = grid.scale.detach().clone(), grid.zero_point.detach()
+        scale, zero_point = _alive(grid.scale.detach()), grid.zero_point.detach()
         self.range = Range(scale, zero_point, grid.quantizer, partial(as_precise, like=scale))
         places = torch.arange(math.prod(grid.blocks.shape)) if grid.at is None else grid.at
         self.count: Tensor
@@ -90,6 +95,15 @@ class WeightQuantizer(nn.Module):
         """The scale and the zero-point of each weight held."""
         scale, zero_point = self.range(self.count)
         return self.grid.spread(scale), self.grid.spread(zero_point)
+
+
+def _alive(scale: Tensor) -> Tensor:
+    """Scales to learn from: those of blocks that are all zero, which is as good as none, are the median of the others.
+
+    Weights that grow in such a block then grow by steps of a size. Zero stays zero on any grid.
+    """
+    dead = scale <= SMALLEST_SCALE
+    return torch.where(dead, scale[~dead].median() if not dead.all() else torch.tensor(_ANY), scale)
 
 
 class LevelQuantizer(nn.Module):

@@ -16,6 +16,7 @@ from deepcomp.model.edit import Edit
 from deepcomp.model.input_grids import InputGrid, shared_grids
 from deepcomp.network import Network
 from deepcomp.runtime.interpreter import Interpreter
+from deepcomp.training.narrow import Narrow, is_narrow
 from deepcomp.training.quantizers import ActivationQuantizer, LevelQuantizer, WeightQuantizer, learning
 from deepcomp.training.ranges import Range, Scale
 from deepcomp.weights import Form, Mask, Raw
@@ -51,26 +52,33 @@ class Trainee(nn.Module):
         super().__init__()
         if net.module is None:
             raise UsageError("training needs the network itself, weights alone were given")
+        self._dcz_called = type(net.module).__name__
         self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
         self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
-        buffers = dict(self.module.named_buffers())
-        self._kept = {name: form for name, form in net.forms.items() if name in buffers}  # statistics: no gradient
+        buffers, parameters = (
+            dict(found(remove_duplicate=False)) for found in (self.module.named_buffers, self.module.named_parameters)
+        )
+        # Statistics and constants get no gradient; constants within a module's own code are not seen at all
+        self._kept = {name: form for name, form in net.forms.items() if name in buffers}
         for name, form in self._kept.items():
             buffers[name].copy_(form.dense())
         # The others as the network holds them; `self.forms` has them as they learn
-        self._own = {name: form for name, form in net.forms.items() if name not in buffers}
+        self._own = {name: form for name, form in net.forms.items() if name in parameters}
         chosen = set(net.names(layers, skip)) - net.frozen
-        self._types: dict[str, torch.dtype] = {}  # of parameters of 16 bits
-        self.wide = nn.ParameterList()  # these as they learn
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+        self._still = [part for name, part in _norms(self.module) if net.tied.get(name, name) not in chosen]
+        for part in self.module.modules():
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+                part.sparse = False  # the gradient, which neither Adam nor a form could take
+        self._narrow: list[str] = []  # parameters of 16 bits
+        self.narrow = nn.ModuleList()  # these as they learn
+        for name, parameter in parameters.items():
             home = net.tied.get(name, name)
             numeric = parameter.is_floating_point() or parameter.is_complex()
             trains = home in chosen and home not in net.forms and numeric and parameter.element_size() > 1
-            narrow = trains and parameter.element_size() == 2
-            parameter.requires_grad_(trains and not narrow)
-            if narrow and name == home:
-                self._types[name] = parameter.dtype
-                self.wide.append(nn.Parameter(parameter.detach().float()))
+            parameter.requires_grad_(trains and not is_narrow(parameter))
+            if trains and is_narrow(parameter) and name == home:
+                self._narrow.append(name)
+                self.narrow.append(Narrow(Raw(parameter)))
         self.forms = nn.ModuleList()
         for name, form in self._own.items():
             for parameter in form.parameters():
@@ -88,7 +96,7 @@ class Trainee(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the module returns for these inputs."""
         weights = {name: form() for name, form in zip(self._own, self.forms, strict=True)}
-        weights |= {name: wide.to(self._types[name]) for name, wide in zip(self._types, self.wide, strict=True)}
+        weights |= {name: part() for name, part in zip(self._narrow, self.narrow, strict=True)}
         return functional_call(self.module, weights, inputs, named)
 
     def trained(self) -> list[nn.Parameter]:
@@ -100,13 +108,28 @@ class Trainee(nn.Module):
         parts = [part for part in self.modules() if isinstance(part, Range | Scale)]
         return [one for part in parts for one in part.parameters(recurse=False) if one.requires_grad]
 
+    def train(self, mode: bool = True) -> Trainee:
+        """Training mode but for batch norms whose statistics are not among what trains."""
+        super().train(mode)
+        for part in self._still:
+            part.eval()
+        return self
+
+    def normalises(self) -> bool:
+        """Whether there are batch norms."""
+        return bool(_norms(self.module))
+
     def freeze(self) -> None:
         """Let scales, zero-points and the statistics of batch norms stay what they are."""
         for parameter in self.ranges():
             parameter.requires_grad_(False)
-        for part in self.module.modules():
-            if "running_mean" in part._buffers:
-                part.eval()
+        for _, part in _norms(self.module):
+            part.eval()
+
+    def kinds(self) -> str:
+        """What forms depend on besides their state."""
+        grids = [part.grid for part in self.forms if isinstance(part, WeightQuantizer)]
+        return " ".join(f"{grid.bits} {grid.symmetric} {grid.blocks}" for grid in grids)
 
     def penalty(self, kind: str) -> Tensor:
         """How far weights are from their grids, squared and summed; see `quantizers.PENALTIES`.
@@ -139,19 +162,19 @@ class Trainee(nn.Module):
     def settle(self, net: Network) -> None:
         """Hand what has been learnt to the network, which then holds the trained module."""
         self.to("cpu").eval()
-        for part in self.forms:
-            if isinstance(part, WeightQuantizer | LevelQuantizer):
+        for part in (*self.forms, *self.narrow):
+            if isinstance(part, WeightQuantizer | LevelQuantizer | Narrow):
                 part.settle()
         state = self.module.state_dict()
         for name, form in self._kept.items():
-            if not _same(state[name], form.dense()):
+            if name in state and not _same(state[name], form.dense()):
                 net.update(name, state[name].clone())
                 net.store(name, _again(form, state[name]))
         with torch.no_grad():
-            for name, form in net.forms.items():
-                state[name].copy_(form.dense())
-            for name, wide in zip(self._types, self.wide, strict=True):
-                state[name].copy_(wide)
+            for name in state.keys() & net.forms.keys():
+                state[name].copy_(net.forms[name].dense())
+            for name, part in zip(self._narrow, self.narrow, strict=True):
+                state[name].copy_(part())
         for name, tensor in state.items():
             if name in net.tensors and name not in net.forms and not _same(tensor, net.tensors[name]):
                 net.update(name, tensor)
@@ -173,6 +196,12 @@ class Trainee(nn.Module):
         found = self.activations[str(place)]
         assert isinstance(found, ActivationQuantizer)
         return found
+
+
+def _norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts that gather statistics in training, and the name of the first of these."""
+    found = module.named_modules()
+    return [(f"{name}.running_mean".lstrip("."), part) for name, part in found if "running_mean" in part._buffers]
 
 
 def _again(form: Form, tensor: Tensor) -> Form:

@@ -10,7 +10,7 @@ from deepcomp.weights.blocks import Blocks
 from deepcomp.weights.grid import Grid
 from deepcomp.weights.scales import HALF, SHORT, significant
 
-__all__ = ["BITS", "fine_grid", "narrowed", "open_ended", "widened"]
+__all__ = ["BITS", "fine_grid", "in_powers", "narrowed", "open_ended", "out_of_powers", "widened"]
 
 BITS = 16
 _REACH = 8192  # steps that any value is within, when a grid is made
@@ -57,6 +57,17 @@ def open_ended(values: Tensor, step: float, shape: tuple[int, ...], at: Tensor |
 def widened(grid: Grid) -> Grid:
     """A symmetric grid with integers for everything."""
     return _of_bits(grid, BITS)
+
+
+def in_powers(grid: Grid) -> bool:
+    """Whether all scales are powers of two; those learnt from them stay such (`as_precise`)."""
+    return torch.equal(significant(grid.scale.detach(), 1), grid.scale.detach())
+
+
+def out_of_powers(grid: Grid) -> Grid:
+    """A symmetric grid whose scales are not all powers of two, as those that learn may become by chance."""
+    scale = grid.scale.detach() * (1 + 2 ** (1 - HALF) if in_powers(grid) else 1)
+    return Grid(grid.latent, scale, grid.zero_point.detach(), grid.bits, True, grid.blocks, grid.at, grid.dtype)
 
 
 def narrowed(grid: Grid) -> Grid:

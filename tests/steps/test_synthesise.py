@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,14 @@ def test_training_on_other_inputs_is_another_run(net: Network, tmp_path: Path) -
     checkpoints = Checkpoints(tmp_path)
     trained(0, checkpoints=checkpoints)
     assert torch.equal(trained(4, checkpoints=checkpoints), trained(4))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value"), [("running_mean", math.nan), ("running_var", -1.0), ("running_var", math.inf)]
+)
+def test_statistics_that_are_no_numbers_are_named(net: Network, statistic: str, value: float) -> None:
+    name = next(name for name in net.tensors if name.endswith(statistic))
+    net.tensors[name][1] = value
+    mean = name.replace("running_var", "running_mean")
+    with pytest.raises(InputError, match=f"{mean}: 1 of .* channels without a finite mean and spread"):
+        Synthesise(**FAST).run(net)

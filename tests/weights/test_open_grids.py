@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.weights import Grid
-from deepcomp.weights.open_grids import narrowed, open_ended, widened
+from deepcomp.weights.open_grids import in_powers, narrowed, open_ended, out_of_powers, widened
 from deepcomp.weights.scales import as_precise, pack_scales
 
 
@@ -62,3 +62,16 @@ def test_scales_by_channel_and_masks_stay(randn: Any) -> None:
 def test_nothing_left_by_a_mask_is_a_grid_too() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert narrowed(open_ended(torch.zeros(0), 0.1, (3, 4), none)).bits == 2
+
+
+def test_a_scale_that_is_a_power_of_two_by_chance_can_be_left() -> None:
+    grid = open_ended(torch.randn(9), 0.37, (9,))
+    assert not in_powers(grid)
+    assert torch.equal(out_of_powers(grid).scale, grid.scale)
+    grid.scale.data.fill_(0.25)
+    assert in_powers(grid)
+    nudged = out_of_powers(grid)
+    assert not in_powers(nudged)
+    assert nudged.scale.item() == pytest.approx(0.25, rel=2e-3)
+    assert torch.equal(nudged.latent, grid.latent)
+    assert pack_scales(nudged.scale.detach().numpy()).nbytes == 2
