@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcomp.container.writer import move, place
-from deepcomp.errors import BudgetError, InfeasibleError, UsageError
+from deepcomp.errors import BudgetError, InfeasibleError, InputError, UsageError
 from deepcomp.recipe import Dial, Recipe
 from deepcomp.report.strict_json import dumps
 
@@ -117,7 +117,7 @@ def search(
     """
     draw = _drawer() if budget.curve is not None else None
     beside = Path(os.path.realpath(out))
-    with tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder:
+    with _folder_beside(beside) as folder:
         runs = _Runs(recipe, settings, run, Path(folder))
         if budget.curve is not None:
             runs.all()
@@ -140,6 +140,13 @@ def search(
     return report
 
 
+def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror} ({path.parent})") from None
+
+
 class _Runs:
     """The files of a recipe with one setting at several values; places count those of the dial, from mild to strong."""
 
@@ -154,6 +161,7 @@ class _Runs:
             self._key, self._values, self._size = self._fixed, [settings[self._fixed]], ""
         default = recipe.value(self._key) if self._key else None
         self._default = self._values.index(default) if default in self._values else 0
+        self._off = default if default not in self._values else None  # the recipe's own value, where it is off the dial
         self._places: dict[int, Report] = {}
         self._tried: list[tuple[int, Report]] = []
 
@@ -165,7 +173,7 @@ class _Runs:
     @property
     def default(self) -> Report:
         """With the recipe's own value."""
-        return self._at(self._default)
+        return self._at(self._default) if self._off is None else self._with(self._key, self._off)
 
     def all(self) -> None:
         """Try every value."""

@@ -91,6 +91,8 @@ class Network:
     frozen : frozenset of str
         Parameters that training leaves as they are, whatever it is told: those the module came with that ask for no
         gradient.
+    obstacle : str
+        Why the operations could not be written down.
     """
 
     tensors: Mapping[str, Tensor]
@@ -112,6 +114,7 @@ class Network:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    obstacle: str = ""
 
     def weights(self, layers: str = "*", skip: str = "", dims: int = 2) -> Iterator[tuple[str, Tensor]]:
         """Name and original value of each weight a lossy step may touch.
@@ -204,7 +207,8 @@ class Network:
     def _traced(self, what: str) -> tuple[Captured, list[Any]]:
         """The operations, and what each of their values is."""
         if self.captured is None:
-            raise InputError(f"{what}: the network's operations expected (a model and an example input give them)")
+            why = self.obstacle or "a model and an example input give them"
+            raise InputError(f"{what}: the network's operations expected ({why})")
         return self.captured, trace(self.captured.graph, self.captured.names, self.tensors)
 
     def rewire(

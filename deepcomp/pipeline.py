@@ -171,8 +171,10 @@ def compress(
         For each of the report's `warnings`: weights alone are stored, say.
     """
     budget = Budget(parse_size(max_size) if isinstance(max_size, str) else max_size, max_drop, pareto)
-    _check_targets(chain([Path(out)], budget.targets()), network, force)
+    _check_targets(chain([Path(out)], budget.targets()), [*_read(network), *_named(recipe, data)], force)
     found = load_data(data, data_dir) if data is not None else None
+    plan = Recipe.load(recipe, settings or {}, found is not None)
+    _check_targets(plan.targets, [Path(out), *budget.targets(), *_read(network)], force or resume)
     if max_drop is not None and (found is None or found.test is None or found.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
     checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
@@ -183,21 +185,30 @@ def compress(
         if not budget:
             report = _run(job, judge, settings, Path(out), force)
         else:
-            plan = Recipe.load(recipe, settings, found is not None)
             report = search(budget, plan, settings, partial(_run, job, judge), Path(out), force)
     except BudgetError:
-        checkpoints.clear()
+        checkpoints.finish()
         raise
-    checkpoints.clear()
+    checkpoints.finish()
     for warning in report.warnings:
         warnings.warn(warning, stacklevel=2)
     return report
 
 
-def _check_targets(targets: Iterable[Path], network: Given, force: bool) -> None:
+def _read(network: Given) -> list[Path]:
+    """The files of a network."""
+    found = [Path(network)] if isinstance(network, (str, os.PathLike)) else []
+    return found + [path for folder in found if folder.is_dir() for path in folder.glob("*.safetensors*")]
+
+
+def _named(recipe: str | os.PathLike[str], data: Data | str | None) -> list[Path]:
+    """The files of a recipe and of data, as far as they are named."""
+    found = [Path(recipe)] if os.fspath(recipe).endswith(".toml") else []
+    return found + ([Path(data.removeprefix("npz:"))] if isinstance(data, str) and data.startswith("npz:") else [])
+
+
+def _check_targets(targets: Iterable[Path], others: list[Path], force: bool) -> None:
     """Insist that every file can be written, and is neither another one nor one that is read."""
-    others = [Path(network)] if isinstance(network, (str, os.PathLike)) else []
-    others += [path for folder in others if folder.is_dir() for path in folder.glob("*.safetensors*")]
     for target in targets:
         check_target(target, force, others)
         others.append(target)
@@ -213,6 +224,7 @@ def _run(job: Job, judge: _Judge, settings: dict[str, Any], out: Path, force: bo
         try:
             job.capture(net)
         except CaptureError as error:
+            net.obstacle = str(error)
             told.append(f"weights alone are stored: {error}")
         metadata: dict[str, Any] = {"recipe": plan.name, "seed": job.seed, "version": __version__}
         if plan.lossless and source.notes:

@@ -67,6 +67,12 @@ class Recipe:
         """Whether nothing but exact storage happens, so that what came with the weights is kept too."""
         return not self.steps
 
+    @property
+    def targets(self) -> list[Path]:
+        """The files that steps make."""
+        named = (getattr(step, key) for step in self.steps for key in step.writes)
+        return [Path(name) for name in named if name]
+
     def value(self, path: str) -> Any:
         """The value of a setting, as `settings` of `load` name it, in the first step of that name; None where unset."""
         name, _, key = path.partition(".")

@@ -240,3 +240,15 @@ def test_the_drop_that_counts_is_that_on_the_validation_set():
     found, met = trial.search(max_drop=1.5)
     assert (found.output_bytes, met) == (800, True)
     assert found.points[-1]["validation"]["drop"] in (1.0, 2.0)
+
+
+@pytest.mark.parametrize("bits", [6, {"fc*": 4, "*": 6}])
+def test_a_curve_leaves_the_recipes_own_file_and_has_its_point(tmp_path, bits):
+    trial = Trial([900, 800, 700])
+    trial.recipe = Recipe("x", Recipe.load("uniform", {KEY: bits}).steps, Dial(KEY, [8, 4, 2]))
+    trial.run = lambda settings, path: report(
+        path, {8: 900, 4: 700, 2: 600}.get(str(settings[KEY]).isdigit() and settings[KEY], 800)
+    )
+    found = search(Budget(curve=tmp_path / "c.json"), trial.recipe, {}, trial.run, tmp_path / "x.dcz", False)
+    assert found.output_bytes == 800
+    assert [(point["value"], point["bytes"]) for point in found.points] == [(8, 900), (bits, 800), (4, 700), (2, 600)]

@@ -15,7 +15,7 @@ import logging
 import operator
 import sys
 import warnings
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -401,11 +401,14 @@ def _structure(spec: Any, leaves: Iterator[Argument]) -> Structure:
     if spec.is_leaf():
         return next(leaves)
     items = [_structure(child, leaves) for child in spec.children()]
+    if spec.type is namedtuple:  # a function; the class is the context
+        return dict(zip(spec.context._fields, items, strict=True))
     if issubclass(spec.type, tuple):
         return tuple(items)
     if issubclass(spec.type, list):
         return items
-    keys = list(spec.context[1] if issubclass(spec.type, defaultdict) else spec.context)
-    if len(keys) != len(items) or not all(isinstance(key, str) for key in keys):
+    keys = spec.context[1] if issubclass(spec.type, defaultdict) else spec.context
+    keys = list(keys) if isinstance(keys, list | tuple) else []
+    if not keys or len(keys) != len(items) or not all(isinstance(key, str) for key in keys):
         raise CaptureError(f"an output is a {spec.type.__name__}; a tensor, tuple, list or mapping expected")
     return dict(zip(keys, items, strict=True))

@@ -55,6 +55,7 @@ class Prune(Step):
     """
 
     do: ClassVar[str] = "prune"
+    writes: ClassVar[tuple[str, ...]] = ("plot",)
 
     density: float | dict[str, float] = 0.5
     per: str = "layer"

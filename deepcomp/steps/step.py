@@ -21,12 +21,15 @@ class Step(ABC):
         The step's name in a recipe.
     gives_data : bool
         Whether the steps behind it have data to calibrate and train on, given or not.
+    writes : tuple of str
+        Settings that name files it makes, or hold "".
     layers, skip : str
         Which weights it takes and which it leaves: name patterns, several separated by commas.
     """
 
     do: ClassVar[str]
     gives_data: ClassVar[bool] = False
+    writes: ClassVar[tuple[str, ...]] = ()
 
     layers: str = "*"
     skip: str = ""

@@ -41,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, resume: bool = False, force: bool = False) -> None:
         self.folder = folder
-        self._stale, self._force = not resume, force
+        self._stale, self._force, self._used = not resume, force, False
 
     def slot(self, identity: str) -> Slot:
         """The place of a training run.
@@ -63,8 +63,14 @@ class Checkpoints:
                     f"{self.folder}: holds an interrupted run; --resume goes on with it, --force removes it"
                 )
             self.clear()
+        self._used = True
         digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
         return Slot(self.folder / f"{digest}.pt")
+
+    def finish(self) -> None:
+        """Remove all checkpoints at the end of a run that has used them; those of another are not this one's."""
+        if self._used:
+            self.clear()
 
     def clear(self) -> None:
         """Remove all checkpoints, and the folder if nothing else lies there."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from deepcomp.errors import InputError, UsageError
+from deepcomp.errors import InputError, UsageError, blaming
 from deepcomp.model.data import Data, Inputs, MapStyle, batches, example_inputs
 from deepcomp.model.evaluate import call, evaluate, evaluating
 from deepcomp.network import Network
@@ -121,7 +121,8 @@ class _Run:
             raise UsageError(f"{what}: no parameter to train among layers {layers!r}")
         if plan.distill and net.teacher is None:
             raise UsageError(f"{what}: distill = {plan.distill} needs the uncompressed network as a teacher")
-        self.teacher = copy.deepcopy(net.teacher).to(plan.device).eval() if plan.distill and net.teacher else None
+        with blaming(f"{type(net.teacher).__name__} cannot be copied"):
+            self.teacher = copy.deepcopy(net.teacher).to(plan.device).eval() if plan.distill and net.teacher else None
         self.items, self.held = split(self.data, plan.validation)
         self.loss = loss_function(plan.loss, self.data) if plan.distill < 1 else None
         self.distillation = distillation_loss(plan.loss, self.data, plan.temperature)

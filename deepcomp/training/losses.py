@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean over all targets that count; outputs (…, classes), integer targets (…)."""
+    _expect_tensor("cross-entropy", targets)
     if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
         found = f"outputs {tuple(outputs.shape)} and {targets.dtype} targets {tuple(targets.shape)}"
         raise InputError(f"cross-entropy: {found} found, logits [..., classes] and integer targets [...] expected")
@@ -33,7 +34,13 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
+def _expect_tensor(loss: str, targets: Any) -> None:
+    if not isinstance(targets, Tensor):
+        raise InputError(f"{loss}: targets of {type(targets).__name__} found, a tensor expected")
+
+
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    _expect_tensor("mse", targets)
     if outputs.shape != targets.shape:
         found = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
         raise InputError(f"mse: {found} found, the same shape expected")

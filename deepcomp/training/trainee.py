@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deepcomp.errors import UsageError
+from deepcomp.errors import UsageError, blaming
 from deepcomp.model.capture import Captured
 from deepcomp.model.edit import Edit
 from deepcomp.model.input_grids import InputGrid, shared_grids
@@ -54,7 +54,11 @@ class Trainee(nn.Module):
             raise UsageError("training needs the network itself, weights alone were given")
         self._dcz_called = type(net.module).__name__
         self._grids = shared_grids(net.captured.graph) if activations and net.captured is not None else {}
-        self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
+        with blaming(f"{self._dcz_called} cannot be copied"):
+            self.module = net.interpreter() if self._grids else copy.deepcopy(net.module)
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            if 0 in tensor.stride():  # several elements in one place, which cannot be written to
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         buffers, parameters = (
             dict(found(remove_duplicate=False)) for found in (self.module.named_buffers, self.module.named_parameters)
         )

@@ -79,3 +79,64 @@ def test_a_number_spares_the_outputs_and_a_table_may_name_them() -> None:
     assert set(Slim(units=2).run(net)["alive"]) == {"0.weight", "2.weight"}
     net = small()
     assert set(Slim(units={"4": 2}).run(net)["alive"]) == {"4.weight"}
+
+
+class Headed(nn.Module):
+    """Two layers, and something behind the last of them."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 16), nn.Linear(16, 5), head
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Identity(),
+        nn.Softmax(-1),
+        nn.LogSoftmax(-1),
+        lambda y: y - y.amax(-1, True),
+        lambda y: (y, y.sum(-1)),
+        lambda y: (y, y.argmax(-1)),
+    ],
+)
+def test_a_number_spares_what_outputs_are_made_of_without_another_layer(head: Any) -> None:
+    assert Slim(units=2).run(network(Headed(head), (torch.randn(2, 8),))) == {"alive": {"a.weight": 2}}
+
+
+def test_a_decoder_tied_to_the_embedding_keeps_its_words() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.l = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+            self.l.weight = self.e.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.l(torch.tanh(self.e(x)))
+
+    net = network(Words(), (torch.randint(11, (2, 4)),))
+    assert Slim(units=2).run(net) == {"alive": {"e.weight": 2}}
+    alive = net.form("e.weight").dense() != 0  # type: ignore[union-attr]
+    assert alive.any(1).all()
+    assert int(alive.any(0).sum()) == 2
+
+
+def test_a_bias_of_all_channels_or_of_several_layers_stays() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+            self.two.bias = self.one.bias
+            self.weight, self.bias = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.addmm(self.bias, x, self.weight).relu()
+            return self.out((self.one(x) + self.two(x)).relu())
+
+    net = network(Shared(), (torch.randn(2, 6),))
+    said = Slim(units=2).run(net)
+    assert set(said["alive"]) == {"one.weight", "two.weight", "weight"}
+    assert set(net.forms) == set(said["alive"])

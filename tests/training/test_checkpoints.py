@@ -130,3 +130,18 @@ def test_killed_and_resumed_is_the_same_file(tmp_path):
     assert not cut.exists()
     subprocess.run([sys.executable, script, cut, "resume"], check=True)
     assert hashlib.sha256(cut.read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_trains_nothing_leaves_the_checkpoints_of_another(tmp_path, at_every_epoch, resume):
+    whole, cut = tmp_path / "whole.dcz", tmp_path / "cut.dcz"
+    compress(whole)
+    with pytest.raises(Stop):
+        compress(cut, progress=stop_after(19))
+    kept = sorted((tmp_path / "cut.dcz.resume").iterdir())
+    assert kept
+    deepcomp.compress(zoo.build("digits-cnn"), cut, recipe="uniform", resume=resume)
+    assert sorted((tmp_path / "cut.dcz.resume").iterdir()) == kept
+    compress(cut, resume=True, force=True)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "cut.dcz.resume").exists()

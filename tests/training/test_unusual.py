@@ -301,3 +301,42 @@ def test_a_curve_trains_for_each_of_its_quantisers(tmp_path):
     deepcomp.compress(mlp(), tmp_path / "c.dcz", recipe=recipe, data=data, pareto=tmp_path / "c.json", max_drop=99)
     points = json.loads((tmp_path / "c.json").read_text())["points"]
     assert {point["value"]: point["quality"] for point in points} == pytest.approx(alone)
+
+
+def test_modules_that_cannot_be_copied_are_an_error():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+            self.cache = self.inner[0].weight * 2
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with pytest.raises(InputError, match=r"^Cached cannot be copied: "):
+        Finetune(**QUICK).run(opened(Cached(), labelled()))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
+def test_targets_that_are_no_tensors_are_an_error(loss):
+    data = [(x, (target, target)) for x, target in items()]
+    with pytest.raises(InputError, match=rf"{loss}: targets of tuple found, a tensor expected"):
+        Finetune(**QUICK, loss=loss).run(opened(mlp(), Data(data)))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_buffers_of_which_all_elements_are_one_are_no_obstacle(stored):
+    class Expanded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+            self.register_buffer("ones", torch.ones(1).expand(3))
+
+        def forward(self, x):
+            return self.inner(x) * self.ones
+
+    net = opened(Expanded(), labelled())
+    if stored:
+        Store(dtype="float16", vectors=True).run(net)
+    Finetune(**QUICK).run(net)
+    assert torch.equal(net.module.state_dict()["ones"], torch.ones(3))
