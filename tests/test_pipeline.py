@@ -599,6 +599,12 @@ class Two(nn.Module):
         return self.join(hidden, self.b(hidden))
 
 
+def test_an_output_may_hold_nothing(tmp_path):
+    net, x = Two(lambda hidden, logits: {"logits": logits, "more": {}}).eval(), torch.randn(2, 8)
+    deepcomp.compress(net, tmp_path / "x.dcz", example_inputs=x)
+    assert torch.equal(deepcomp.load(tmp_path / "x.dcz")(x).logits, net(x)["logits"])
+
+
 @pytest.mark.parametrize("join", [Named, Unnamed])
 def test_named_tuples_come_back_by_their_names(tmp_path, join):
     net, x = Two(join).eval(), torch.randn(2, 8)

@@ -408,7 +408,7 @@ def _structure(spec: Any, leaves: Iterator[Argument]) -> Structure:
     if issubclass(spec.type, list):
         return items
     keys = spec.context[1] if issubclass(spec.type, defaultdict) else spec.context
-    keys = list(keys) if isinstance(keys, list | tuple) else []
-    if not keys or len(keys) != len(items) or not all(isinstance(key, str) for key in keys):
+    keys = list(keys) if isinstance(keys, list | tuple) else [None]
+    if len(keys) != len(items) or not all(isinstance(key, str) for key in keys):
         raise CaptureError(f"an output is a {spec.type.__name__}; a tensor, tuple, list or mapping expected")
     return dict(zip(keys, items, strict=True))

@@ -50,15 +50,13 @@ class Slim(Step):
         net.require(*self.units if isinstance(self.units, dict) else ())
         alive = {}
         biases = Counter(layer.bias for layer in net.layers(self.do) if layer.bias is not None)
-        shared = {
-            name for name, layers in biases.items() if layers > 1
-        }  # another layer may need what this one does not
+        shared = {name for name, readers in biases.items() if readers > 1}
         for layer, units in self._chosen(net):
             blocks = layer.blocks(_value(net, layer.weight))
             energy = blocks.double().square().sum((2, 3)).reshape(-1)
             keep = energy.argsort(descending=True, stable=True).argsort() < units
             _mask(net, layer.weight, layer.unblocked(layer.by_output(keep).expand_as(blocks)))
-            # A bias may also be one number for all channels
+            # What a bias has may be needed by another layer, or by all channels
             if layer.bias is not None and layer.bias not in shared and net.tensors[layer.bias].numel() == layer.outputs:
                 _mask(net, layer.bias, keep)
             alive[layer.weight] = units
