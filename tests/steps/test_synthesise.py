@@ -232,7 +232,7 @@ def test_digits_keep_their_accuracy(tmp_path: Path) -> None:
 
 
 def test_an_input_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"synthesise: the network's operations expected \(a model and an example"):
+    with pytest.raises(InputError, match=r"synthesise: the network's operations expected \(no example input was given"):
         deepcomp.compress(cnn(), tmp_path / "x.dcz", recipe="zero-shot")
 
 
