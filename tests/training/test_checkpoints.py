@@ -140,7 +140,7 @@ def test_a_run_that_trains_nothing_leaves_the_checkpoints_of_another(tmp_path, a
         compress(cut, progress=stop_after(19))
     kept = sorted((tmp_path / "cut.dcz.resume").iterdir())
     assert kept
-    deepcomp.compress(zoo.build("digits-cnn"), cut, recipe="uniform", resume=resume)
+    deepcomp.compress(zoo.build("digits-cnn"), cut, recipe="uniform", data="digits", resume=resume)
     assert sorted((tmp_path / "cut.dcz.resume").iterdir()) == kept
     compress(cut, resume=True, force=True)
     assert cut.read_bytes() == whole.read_bytes()
