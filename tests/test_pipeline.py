@@ -1,6 +1,5 @@
 """compress and load: what goes in comes out, runs, and is the same whoever makes it."""
 
-import collections
 import copy
 import hashlib
 import json
@@ -10,9 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-import typing
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +20,6 @@ from torch import nn
 import deepcomp
 from deepcomp import BudgetError, CaptureError, FormatError, InputError, UsageError
 from deepcomp.model import zoo
-from deepcomp.model.evaluate import leading
 from deepcomp.weights.dtypes import to_words
 
 
@@ -577,81 +573,6 @@ def test_nan_in_a_lossless_file_is_kept_and_in_a_lossy_one_refused(tmp_path):
         with pytest.raises(InputError, match="w: 25 of 25"):
             deepcomp.compress(weights, tmp_path / "y.dcz", recipe=recipe)
     assert not (tmp_path / "y.dcz").exists()
-
-
-class Named(typing.NamedTuple):
-    hidden: torch.Tensor
-    logits: torch.Tensor
-
-
-Unnamed = collections.namedtuple("Unnamed", ["first", "second"])
-
-
-class Two(nn.Module):
-    """Two outputs, joined by what is given."""
-
-    def __init__(self, join):
-        super().__init__()
-        self.a, self.b, self.join = nn.Linear(8, 16), nn.Linear(16, 3), join
-
-    def forward(self, x):
-        hidden = self.a(x).relu()
-        return self.join(hidden, self.b(hidden))
-
-
-def test_an_output_may_hold_nothing(tmp_path):
-    net, x = Two(lambda hidden, logits: {"logits": logits, "more": {}}).eval(), torch.randn(2, 8)
-    deepcomp.compress(net, tmp_path / "x.dcz", example_inputs=x)
-    assert torch.equal(deepcomp.load(tmp_path / "x.dcz")(x).logits, net(x)["logits"])
-
-
-@pytest.mark.parametrize("join", [Named, Unnamed])
-def test_named_tuples_come_back_by_their_names(tmp_path, join):
-    net, x = Two(join).eval(), torch.randn(2, 8)
-    deepcomp.compress(net, tmp_path / "x.dcz", example_inputs=x)
-    found, expected = deepcomp.load(tmp_path / "x.dcz")(x), net(x)
-    assert list(found) == list(expected._fields)
-    for name in expected._fields:
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-    assert torch.equal(leading(found, "x"), leading(expected, "x"))
-
-
-def test_outputs_of_other_kinds_are_stored_as_weights_alone(tmp_path):
-    net = Two(lambda *outputs: collections.deque(outputs)).eval()
-    with pytest.warns(UserWarning, match="weights alone are stored: an output is a deque"):
-        deepcomp.compress(net, tmp_path / "x.dcz", example_inputs=torch.randn(2, 8))
-
-
-def test_what_is_read_is_never_replaced(tmp_path):
-    inputs, labels = np.random.rand(20, 8).astype("float32"), np.arange(20) % 3
-    np.savez(tmp_path / "d.npz", x_train=inputs, y_train=labels, x_test=inputs, y_test=labels)
-    recipe = tmp_path / "r.toml"
-    recipe.write_text('[[step]]\ndo = "quantize"\n[dial]\nset = "quantize.bits"\nvalues = [8, 4]\n')
-    data, read = f"npz:{tmp_path / 'd.npz'}", {path: path.read_bytes() for path in tmp_path.iterdir()}
-    given = {"recipe": recipe, "data": data, "force": True}
-    for out, curve in ((recipe, None), (tmp_path / "d.npz", None), (tmp_path / "x.dcz", tmp_path / "d.npz")):
-        with pytest.raises(UsageError, match="is read, or written for something else"):
-            deepcomp.compress(nn.Linear(8, 3), out, pareto=curve, **given)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == read
-
-
-def test_a_plot_replaces_nothing_unless_forced(tmp_path):
-    plot = tmp_path / "keep.svg"
-    plot.write_text("mine")
-    data = "digits"
-    settings = {"prune.tolerance": 50.0, "prune.plot": str(plot)}
-    given = {"recipe": "deep-compression", "data": data, "settings": {**settings, "prune.rounds": 1}}
-    with pytest.raises(InputError, match=r"keep\.svg: exists already"):
-        deepcomp.compress(zoo.build("digits-cnn"), tmp_path / "x.dcz", **given)
-    assert plot.read_text() == "mine"
-    missing = {**given["settings"], "prune.plot": str(tmp_path / "no" / "plot.svg")}
-    with pytest.raises(InputError, match="not a folder one can write to"):
-        deepcomp.compress(zoo.build("digits-cnn"), tmp_path / "x.dcz", **{**given, "settings": missing})
-
-
-def test_long_names_are_an_error_with_budgets_too(tmp_path):
-    with pytest.raises(InputError, match="cannot be written: File name too long"):
-        deepcomp.compress(nn.Linear(8, 3), tmp_path / f"{'a' * 245}.dcz", recipe="uniform", max_size=1000)
 
 
 def test_a_step_that_needs_operations_says_why_there_are_none(tmp_path):
