@@ -171,10 +171,12 @@ def compress(
         For each of the report's `warnings`: weights alone are stored, say.
     """
     budget = Budget(parse_size(max_size) if isinstance(max_size, str) else max_size, max_drop, pareto)
-    _check_targets(chain([Path(out)], budget.targets()), [*_read(network), *_named(recipe, data)], force)
+    reads = _read(network, recipe, data)
+    _check_targets(chain([Path(out)], budget.targets()), reads, force)
     found = load_data(data, data_dir) if data is not None else None
     plan = Recipe.load(recipe, settings or {}, found is not None)
-    _check_targets(plan.targets, [Path(out), *budget.targets(), *_read(network)], force or resume)
+    others = [*reads, Path(out), *budget.targets()]
+    _check_targets(plan.targets, others, force or resume)  # an interrupted run may have made them
     if max_drop is not None and (found is None or found.test is None or found.metric is None):
         raise UsageError("max_drop: data with a test set and a metric is needed to measure a drop")
     checkpoints = Checkpoints(Path(f"{os.fspath(out)}.resume"), resume, force)
@@ -195,23 +197,20 @@ def compress(
     return report
 
 
-def _read(network: Given) -> list[Path]:
-    """The files of a network."""
+def _read(network: Given, recipe: str | os.PathLike[str], data: Data | str | None) -> list[Path]:
+    """The files that are read, as far as they are named."""
     found = [Path(network)] if isinstance(network, (str, os.PathLike)) else []
-    return found + [path for folder in found if folder.is_dir() for path in folder.glob("*.safetensors*")]
-
-
-def _named(recipe: str | os.PathLike[str], data: Data | str | None) -> list[Path]:
-    """The files of a recipe and of data, as far as they are named."""
-    found = [Path(recipe)] if os.fspath(recipe).endswith(".toml") else []
+    found += [path for folder in found if folder.is_dir() for path in folder.glob("*.safetensors*")]
+    found += [Path(recipe)] if os.fspath(recipe).endswith(".toml") else []
     return found + ([Path(data.removeprefix("npz:"))] if isinstance(data, str) and data.startswith("npz:") else [])
 
 
-def _check_targets(targets: Iterable[Path], others: list[Path], force: bool) -> None:
-    """Insist that every file can be written, and is neither another one nor one that is read."""
+def _check_targets(targets: Iterable[Path], others: Iterable[Path], force: bool) -> None:
+    """Insist that every file can be written, and is neither another one nor one of `others`."""
+    taken = [*others]
     for target in targets:
-        check_target(target, force, others)
-        others.append(target)
+        check_target(target, force, taken)
+        taken.append(target)
 
 
 def _run(job: Job, judge: _Judge, settings: dict[str, Any], out: Path, force: bool = False) -> Report:

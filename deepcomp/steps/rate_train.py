@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -84,10 +83,10 @@ class RateTrain(Plan, Step):
 
     def run(self, net: Network) -> dict[str, Any]:
         names = list(self._put_on_grids(net))
-        free = [name for name in names if not in_powers(_grid(net, name))]
+        fine = [name for name in names if not in_powers(_grid(net, name))]
         for number, plan in enumerate(self._plans()):
-            for name in free if number else ():
-                net.refine(name, partial(_refreshed, _grid(net, name)))
+            for name in fine if number else ():
+                _free(net, name)
             said = train(net, plan, f"{self.do} at {plan.price:.3g}", self.layers, self.skip)
         alive = sum(_narrow(net, name) for name in names)
         weights = sum(net.tensors[name].numel() for name in names)
@@ -130,8 +129,10 @@ def _grid(net: Network, name: str) -> Grid:
     return grid
 
 
-def _refreshed(grid: Grid, _values: Tensor, _at: Tensor | None) -> Grid:
-    return out_of_powers(grid)
+def _free(net: Network, name: str) -> None:
+    """Let the scale of a grid learn as finely as it did, whatever it has come to be."""
+    grid = _grid(net, name)
+    net.refine(name, lambda _values, _at: out_of_powers(grid))
 
 
 def _narrow(net: Network, name: str) -> int:

@@ -68,8 +68,8 @@ class Slim(Step):
         layers, spared = net.layers(self.do), set()
         if isinstance(self.units, int):
             staying = net.channels(self.do).staying
-            names -= {name for name, why in staying.items() if why == OUTPUTS}
-            spared = _last(layers)
+            names -= {name for name, why in staying.items() if why == OUTPUTS}  # through depthwise layers, too
+            spared = _last(layers)  # through what mixes channels, too
         for layer in layers:
             units = per_layer(self.units, layer.weight)
             chosen = layer.weight in names and layer.place not in spared and layer.makes is not None

@@ -59,9 +59,8 @@ class Trainee(nn.Module):
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if 0 in tensor.stride():  # several elements in one place, which cannot be written to
                 tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-        buffers, parameters = (
-            dict(found(remove_duplicate=False)) for found in (self.module.named_buffers, self.module.named_parameters)
-        )
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
         # Statistics and constants get no gradient; constants within a module's own code are not seen at all
         self._kept = {name: form for name, form in net.forms.items() if name in buffers}
         for name, form in self._kept.items():

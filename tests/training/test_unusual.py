@@ -23,6 +23,7 @@ from deepcomp.steps.rate_train import RateTrain
 from deepcomp.steps.share import Share
 from deepcomp.steps.store import Store
 from deepcomp.training import Plan, train
+from deepcomp.training.trainee import Trainee
 
 QUICK = {"epochs": 2, "batch": 16, "optimiser": "adam", "rate": 0.01, "choose": "last"}
 
@@ -277,8 +278,6 @@ def test_frozen_weights_go_on_no_grid_for_training():
     ("share", "epochs", "still"), [(0.7, 10, 7), (0.3, 10, 3), (0.5, 3, 1), (1.0, 3, 3), (0.0, 3, 0)]
 )
 def test_the_last_epochs_are_frozen(monkeypatch, share, epochs, still):
-    from deepcomp.training.trainee import Trainee
-
     frozen = []
     monkeypatch.setattr(Trainee, "freeze", lambda self: frozen.append(True))
     train(opened(mlp(), labelled()), Plan(**{**QUICK, "epochs": epochs, "frozen": share}))
