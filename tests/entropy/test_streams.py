@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcomp import entropy, jit
@@ -153,10 +153,12 @@ def test_round_trip_of_values_around_any_one(centre, distances, coder):
 
 @settings(deadline=None, max_examples=40)
 @given(arrays)
+@example(draw(seed=340, count=769, alphabet=257, skew=0.0))
 def test_auto_is_hardly_larger_than_any_coder(symbols):
+    """Fixed fields are taken within 0.5 %, and rANS where it saves 1.6 %; both are judged by estimates."""
     size = len(entropy.encode(symbols))
     best = min(len(entropy.encode(symbols, coder)) for coder in ("fixed", "huffman", "rans"))
-    assert size <= 1.011 * best + 4
+    assert size <= 1.005 / 0.984 * best + 4
 
 
 @pytest.mark.parametrize("count", [100, 1000, 10_000, 30_000])
